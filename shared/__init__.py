@@ -1,0 +1,1 @@
+"""What the labs stand on: models, engine, domains and grading."""

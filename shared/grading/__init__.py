@@ -1,0 +1,1 @@
+"""Run a lab's checks, shape the feedback, keep the results."""
