@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import os
+import stat
 import sys
 import time
 import traceback
@@ -31,6 +32,7 @@ from shared.grading.target import Target, target_from_environment
 
 EVENT_FD = "LABS_EVENT_FD"
 _STARTED = pytest.StashKey[float]()
+_REPORTED = pytest.StashKey[bool]()
 _FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 _CALLS: list[str] = []
 
@@ -56,7 +58,16 @@ class LearnerModule:
 
         def called(*args: Any, **kwargs: Any) -> Any:
             _CALLS.append(_describe_call(name, args, kwargs))
-            return value(*args, **kwargs)
+            try:
+                return value(*args, **kwargs)
+            except TypeError as error:
+                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise
+                raise CheckFailed(
+                    observed=f"TypeError: {error}",
+                    expected=f"{name} to take the arguments that the starter's signature names",
+                    why="Its callers pass them by these names.",
+                ) from None
 
         called.__name__, called.__doc__ = name, value.__doc__
         called.__wrapped__ = value  # type: ignore[attr-defined]
@@ -124,9 +135,13 @@ def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
     return report
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "limit(seconds): time limit of one check")
     if os.environ.get(EVENT_FD):
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None:
+            config.pluginmanager.unregister(terminal)
         config.pluginmanager.register(_Reporter(int(os.environ[EVENT_FD])), "labs-reporter")
 
 
@@ -162,6 +177,7 @@ class _Reporter:
             "start",
             check=item.name,
             limit=float(marker.args[0]) if marker else (120.0 if is_live(item) else 20.0),
+            printed_from=_output_size(),
         )
         yield
 
@@ -182,6 +198,8 @@ class _Reporter:
         outcome.check = item.name
         outcome.seconds = time.perf_counter() - item.stash[_STARTED]
         outcome.figures = item.stash.get(_FIGURES, [])
+        sys.stdout.flush()
+        sys.stderr.flush()
         if outcome.outcome != "passed" and _CALLS:
             outcome.call = _CALLS[-1]
         self.send("result", **outcome.model_dump())
@@ -194,7 +212,10 @@ class _Reporter:
         self.send("done")
 
 
-_REPORTED = pytest.StashKey[bool]()
+def _output_size() -> int:
+    """Bytes printed so far, where standard output is a file (as the runner has it)."""
+    info = os.fstat(1)
+    return info.st_size if stat.S_ISREG(info.st_mode) else 0
 
 
 def explain(error: BaseException) -> CheckOutcome:
@@ -227,9 +248,19 @@ def explain(error: BaseException) -> CheckOutcome:
     if type(error).__name__ in _ENGINE_ERRORS:
         return CheckOutcome(outcome="engine", observed=_one_line(error))
     text = "".join(traceback.format_exception(error))[-4000:]
+    if isinstance(error, _UNUSABLE_VALUE):
+        return CheckOutcome(
+            outcome="failed",
+            observed=f"something the check could not use ({_one_line(error)})",
+            expected="the names, types and shapes that the docstring gives",
+            why="Whoever calls your code relies on them.",
+            detail=text,
+        )
     return CheckOutcome(outcome="broken", observed=_one_line(error), detail=text)
 
 
+# What a check trips over when the learner's code hands it a value of another shape.
+_UNUSABLE_VALUE = (TypeError, ValueError, AttributeError, LookupError)
 _ENGINE_ERRORS = {"EngineError", "EngineUnavailable"}
 
 

@@ -1,0 +1,91 @@
+"""One run of one task's checks, in a process of its own.
+
+The process knows what to run and where to report, and nothing of points or verdicts.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import BaseModel
+
+STACK_SIGNAL = signal.SIGUSR1
+"""On this signal the process writes the stack of every thread to its stack file."""
+
+
+class ChildSpec(BaseModel):
+    """What a checks process is told."""
+
+    check_file: str
+    checks: list[str]
+    lab_folder: str
+    scratch: str
+    environment: dict[str, str]
+    preload: list[str] = []
+
+
+def preload(modules: list[str]) -> None:
+    """Import what is slow to import, so that it is paid before the fork, once."""
+    for name in modules:
+        # A missing module shows, with its reason, in the check that needs it.
+        with suppress(Exception):
+            importlib.import_module(name)
+
+
+def run_checks(spec: ChildSpec, event_fd: int, output_fd: int, stack_fd: int) -> int:
+    """Run the checks that `spec` names; return pytest's exit status.
+
+    Args:
+        event_fd: where the plugin writes its events.
+        output_fd: a file that takes what the learner's code prints.
+        stack_fd: a file that takes the stack when the runner asks for it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(output_fd, 1)
+    os.dup2(output_fd, 2)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    faulthandler.register(STACK_SIGNAL, file=stack_fd, all_threads=True)
+    os.environ.update(spec.environment)
+    os.environ["LABS_EVENT_FD"] = str(event_fd)
+    os.environ["LABS_LAB_FOLDER"] = spec.lab_folder
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    sys.dont_write_bytecode = True
+    os.chdir(spec.scratch)
+    preload(spec.preload)
+
+    import pytest
+
+    return int(
+        pytest.main(
+            [
+                *(f"{spec.check_file}::{name}" for name in spec.checks),
+                "-p", "shared.grading.plugin",
+                "-p", "no:cacheprovider",
+                "-p", "no:faulthandler",
+                "--noconftest",
+                "--capture=no",
+                "-c", str(Path(__file__).with_name("checks.ini")),
+                "--rootdir", spec.lab_folder,
+                "--basetemp", str(Path(spec.scratch) / "tmp"),
+            ]
+        )
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Entry for systems without a safe fork: fds and the spec come as arguments."""
+    event_fd, output_fd, stack_fd = map(int, sys.argv[1:4])
+    spec = ChildSpec.model_validate_json(sys.argv[4])
+    os._exit(run_checks(spec, event_fd, output_fd, stack_fd))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""Grade a lab: run the checks task by task, decide the statuses, count the points.
+
+Checks that need no model server run first. The server is started only when a task has passed
+those, so that an early mistake is shown within seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from shared.grading.child import ChildSpec
+from shared.grading.events import CheckOutcome
+from shared.grading.lab import Lab, Task
+from shared.grading.process import ChecksProcess
+from shared.grading.results import LabResult, ResultStore, Status, TaskResult, now
+from shared.grading.target import ENV_TARGET, Target
+from shared.offline import OFFLINE_ENV
+from shared.paths import STATE
+
+DOMAINS = ("finance", "healthcare", "climate")
+
+
+class NoEngine(Exception):
+    """The model server cannot be had; the message says why, and what to do."""
+
+
+class RunningEngine(Protocol):
+    """What the runner needs of a model server."""
+
+    kind: str
+
+    def alive(self) -> bool:
+        """Whether it answers."""
+
+    def to_json(self) -> str:
+        """Everything a checks process needs to reach it."""
+
+
+@dataclass
+class Grading:
+    """What to grade, and with what.
+
+    Attributes:
+        start_engine: starts or reuses the model server, or raises `NoEngine`.
+        not_proven: what this run cannot show, known beforehand.
+    """
+
+    lab: Lab
+    tasks: list[Task]
+    target: Target
+    seed: int
+    domain: str | None = None
+    start_engine: Callable[[], RunningEngine] | None = None
+    not_proven: list[str] = field(default_factory=list)
+    fresh: bool = False
+
+
+class Watcher(Protocol):
+    """Hears how a grading goes on."""
+
+    def task_started(self, task: Task) -> None:
+        """The task's checks begin."""
+
+    def engine_starting(self) -> None:
+        """The model server is being started or found."""
+
+    def task_finished(self, result: TaskResult, *, reused: bool) -> None:
+        """The task has its verdict; `reused` when an interrupted run had reached it."""
+
+
+def draw_seed() -> int:
+    """A seed for a run that was given none."""
+    return random.SystemRandom().randrange(1, 1_000_000)
+
+
+class Runner:
+    """Grades; keeps its checks process warm between gradings. Use it as a context manager."""
+
+    def __init__(self, store: ResultStore | None = None) -> None:
+        self._process = ChecksProcess()
+        self._store = store
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.close()
+
+    def grade(self, grading: Grading, watcher: Watcher) -> LabResult:
+        """Grade, telling `watcher` as it goes.
+
+        Each task's result is on disk before the next begins. A run that was cut off is
+        continued if nothing that counts has changed since.
+        """
+        started, started_at = time.perf_counter(), now()
+        run = _Run(grading, self._process, watcher)
+        finished = self._finished_before(grading)
+        for task in grading.tasks:
+            if task.id in finished:
+                watcher.task_finished(finished[task.id], reused=True)
+
+        def snapshot(complete: bool) -> LabResult:
+            tasks = [finished[t.id] for t in grading.tasks if t.id in finished]
+            return LabResult(
+                lab=grading.lab.number,
+                title=grading.lab.title,
+                target=grading.target.label,
+                files=grading.target.hashes([t.file for t in grading.tasks]),
+                domain=grading.domain,
+                engine=run.engine_kind,
+                not_proven=[*grading.not_proven, *run.not_proven],
+                seed=grading.seed,
+                score=sum(t.points for t in tasks),
+                max_score=sum(t.points for t in grading.tasks),
+                tasks=tasks,
+                started_at=started_at,
+                seconds=time.perf_counter() - started,
+                complete=complete,
+            )
+
+        def keep(result: TaskResult) -> None:
+            finished[result.id] = result
+            watcher.task_finished(result, reused=False)
+            if self._store is not None and len(finished) < len(grading.tasks):
+                self._store.keep_partial(snapshot(complete=False))
+
+        # Pass one: what needs no model server. Pass two: live checks of what passed so far.
+        waiting = []
+        for task in grading.tasks:
+            if task.id in finished:
+                continue
+            watcher.task_started(task)
+            if run.without_engine(task):
+                waiting.append(task)
+            else:
+                keep(run.result(task))
+        for task in waiting:
+            watcher.task_started(task)
+            run.with_engine(task)
+            keep(run.result(task))
+        result = snapshot(complete=True)
+        if self._store is not None:
+            self._store.keep(result)
+        return result
+
+    def _finished_before(self, grading: Grading) -> dict[str, TaskResult]:
+        if self._store is None or grading.fresh:
+            return {}
+        before = self._store.unfinished(grading.lab.number, grading.target.label)
+        if before is None or before.domain != grading.domain:
+            return {}
+        return {
+            t.id: t
+            for t in before.tasks
+            if t.status == "passed"
+            and any(t.id == task.id for task in grading.tasks)
+            and t.sha256 == _fingerprint(grading, grading.lab.task(t.id))
+        }
+
+
+class _Run:
+    """The outcomes of one grading while it goes on."""
+
+    def __init__(self, grading: Grading, process: ChecksProcess, watcher: Watcher) -> None:
+        self._grading = grading
+        self._process = process
+        self._watcher = watcher
+        self._outcomes: dict[str, list[CheckOutcome]] = {}
+        self._trouble: dict[str, str] = {}
+        self._seconds: dict[str, float] = {}
+        self._engine: RunningEngine | None = None
+        self._engine_trouble = ""
+        self.engine_kind: str | None = None
+        self.not_proven: list[str] = []
+
+    def without_engine(self, task: Task) -> bool:
+        """Run the checks that need no server; say whether live ones are to follow."""
+        expected = self._grading.lab.expected_checks(task)
+        offline = [name for name, live in expected.items() if not live]
+        if offline:
+            self._run(task, offline)
+        passed = {c.check for c in self._outcomes.get(task.id, []) if c.outcome == "passed"}
+        return set(offline) <= passed and len(offline) < len(expected)
+
+    def with_engine(self, task: Task) -> None:
+        """Run the live checks, starting the server if it is not up."""
+        started = time.perf_counter()
+        engine = self._have_engine()
+        self._seconds[task.id] = (
+            self._seconds.get(task.id, 0.0) + time.perf_counter() - started
+        )
+        if engine is None:
+            self._trouble[task.id] = self._engine_trouble
+            return
+        expected = self._grading.lab.expected_checks(task)
+        self._run(task, [name for name, live in expected.items() if live], engine)
+        if any(c.outcome != "passed" for c in self._outcomes[task.id]) and not engine.alive():
+            self._engine = None
+            self._trouble[task.id] = (
+                "The model server stopped while this task was graded, so the live checks say "
+                "nothing about your code. Run the command again: it starts the server anew. "
+                "`make engine-status` shows its log."
+            )
+
+    def result(self, task: Task) -> TaskResult:
+        """Decide the task's status from what has been reported."""
+        expected = self._grading.lab.expected_checks(task)
+        outcomes = self._outcomes.get(task.id, [])
+        status, message = _decide(list(expected), outcomes, self._trouble.get(task.id, ""))
+        failure = next((c for c in outcomes if c.outcome != "passed"), None)
+        return TaskResult(
+            id=task.id,
+            title=task.title,
+            points=task.points if status == "passed" else 0,
+            max_points=task.points,
+            status=status,
+            message=message,
+            hint=failure.hint if failure is not None and status == "failed" else None,
+            seconds=round(self._seconds.get(task.id, 0.0), 3),
+            sha256=_fingerprint(self._grading, task),
+            checks=outcomes,
+            expected_checks=len(expected),
+        )
+
+    def _run(self, task: Task, checks: list[str], engine: RunningEngine | None = None) -> None:
+        started = time.perf_counter()
+        grading = self._grading
+        scratch_root = STATE / "scratch"
+        scratch_root.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=scratch_root, prefix=f"{task.stem}-"))
+        environment = OFFLINE_ENV | {
+            ENV_TARGET: str(_target_argument(grading.target)),
+            "LABS_SEED": str(grading.seed),
+            "DOMAIN": grading.domain or "finance",
+            "LABS_ENGINE_INFO": engine.to_json() if engine is not None else "",
+            "MPLBACKEND": "Agg",
+        }
+        spec = ChildSpec(
+            check_file=str(grading.lab.check_file(task)),
+            checks=checks,
+            lab_folder=str(grading.lab.folder),
+            scratch=str(scratch),
+            environment=environment,
+            preload=task.preload,
+        )
+        try:
+            end = self._process.run(spec, grading.target)
+        except ChildProcessError as error:
+            self._trouble[task.id] = f"{error} Run the command again."
+        else:
+            self._outcomes.setdefault(task.id, []).extend(end.outcomes)
+            if end.broken:
+                self._trouble[task.id] = (
+                    "The lab's checks could not be loaded. This is a defect of the lab, not of "
+                    f"your work:\n{end.broken}"
+                )
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self._seconds[task.id] = (
+            self._seconds.get(task.id, 0.0) + time.perf_counter() - started
+        )
+
+    def _have_engine(self) -> RunningEngine | None:
+        if self._engine is None and self._grading.start_engine is not None:
+            self._watcher.engine_starting()
+            try:
+                self._engine = self._grading.start_engine()
+            except NoEngine as error:
+                self._engine_trouble = f"The live checks did not run. {error}"
+                return None
+            self.engine_kind = self._engine.kind
+            if self._grading.lab.engine == "vllm" and not self.engine_kind.startswith("vllm"):
+                self.not_proven.append(
+                    "vLLM was not proven: the live checks ran on the portable engine (llama.cpp)."
+                )
+        return self._engine
+
+
+def _decide(
+    expected: list[str], outcomes: list[CheckOutcome], trouble: str
+) -> tuple[Status, str]:
+    """The status of a task, and one sentence.
+
+    Only reports for checks that were expected count, and one that did not report has not passed.
+    """
+    by_name = {c.check: c for c in outcomes if c.check in expected}
+    kinds = {c.outcome for c in by_name.values()}
+    passed = sum(c.outcome == "passed" for c in by_name.values())
+    first = next((c for c in outcomes if c.outcome != "passed"), None)
+    tally = f"{passed} of {len(expected)} checks pass"
+    if "error" in kinds and first is not None:
+        return "error", f"Your file cannot be imported: {first.observed}"
+    if trouble:
+        return "not_graded", trouble
+    if "timed_out" in kinds:
+        stopped = next(c for c in by_name.values() if c.outcome == "timed_out")
+        return "timed_out", f"{tally}; one was stopped: {stopped.observed}"
+    if "not_started" in kinds and passed == 0:
+        stopped = next(c for c in by_name.values() if c.outcome == "not_started")
+        return "not_started", stopped.observed
+    if kinds & {"failed", "raised", "not_started"}:
+        return "failed", tally
+    if "engine" in kinds and first is not None:
+        return "not_graded", f"The model server could not be had: {first.observed}"
+    if "broken" in kinds and first is not None:
+        return "not_graded", (
+            f"A check broke ({first.observed}). This is a defect of the lab, not of your work: "
+            f"please report it with the seed."
+        )
+    if not by_name:
+        return "not_graded", "No check reported, so nothing was graded. Run the command again."
+    if passed < len(expected):
+        missing = ", ".join(n for n in expected if n not in by_name)
+        return "failed", f"{tally}; these never reported: {missing}"
+    return "passed", tally
+
+
+def _target_argument(target: Target) -> Path:
+    return target.replaced[0][1] if target.replaced else target.folder
+
+
+def _fingerprint(grading: Grading, task: Task) -> str:
+    """SHA-256 over the learner's files and the task's checks: equal if the verdict would be."""
+    digest = hashlib.sha256()
+    folder = grading.target.folder
+    files = [grading.target.path(task.file), *sorted(folder.glob("*.py"))]
+    files += [grading.lab.check_file(task), *sorted(grading.lab.folder.glob("checks/support/*"))]
+    for path in files:
+        digest.update(path.name.encode() + b"\0")
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
