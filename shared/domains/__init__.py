@@ -1,0 +1,1 @@
+"""Finance, healthcare, climate: data, documents, golden questions, tool worlds."""
