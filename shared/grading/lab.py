@@ -10,10 +10,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.errors import UserError
 from shared.paths import LABS
 
 
-class LabError(Exception):
+class LabError(UserError):
     """There is no such lab or task, or `lab.toml` is wrong; the message says what to do."""
 
 

@@ -13,12 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shared.errors import UserError
 from shared.grading.lab import Lab, Task
 
 NOT_STARTED = "Task "
 
 
-class StarterError(Exception):
+class StarterError(UserError):
     """A starter cannot be derived; the message says what to mend in the lab."""
 
 

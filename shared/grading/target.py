@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from shared.errors import UserError
 from shared.paths import ROOT
 
 ENV_TARGET = "LABS_TARGET"
 ENV_LAB = "LABS_LAB_FOLDER"
 
 
-class TargetError(Exception):
+class TargetError(UserError):
     """What was asked to be graded does not exist; the message says what would do."""
 
 

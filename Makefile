@@ -1,0 +1,75 @@
+# The front door. `make help` lists the targets; the work is done by the `labs` command (shared/cli.py).
+# Options are variables: make check-lab-1 TASK=1.2 TARGET=solution ENGINE=portable SEED=7
+
+PYTHON ?= python3
+LABS = @.venv/bin/python -m shared.cli
+
+export TASK TARGET DOMAIN ENGINE ENGINE_ENV ENGINE_PORT ENGINE_IDLE SEED JSON LAB MODEL FRESH
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-engine doctor progress engine-up engine-status engine-down ui starters proof \
+	notebooks test lint lock bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' Makefile | sed 's/%/N/' | \
+		while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
+
+setup: ## build the labs' environment and fetch the small models (done by every target that needs it)
+	@$(PYTHON) shared/setup/bootstrap.py labs
+
+setup-engine: setup ## build the environment of the vLLM server (done by the first lab that needs it)
+	@.venv/bin/python shared/setup/bootstrap.py engine
+
+doctor: setup ## what is there, what is missing, and what that costs you
+	$(LABS) doctor
+
+check-lab-%: setup ## grade lab N: TASK=N.M TARGET=starter|solution|PATH DOMAIN= ENGINE= SEED= JSON=PATH
+	$(LABS) check $*
+
+watch-lab-%: setup ## grade lab N again at each save
+	$(LABS) watch $*
+
+hint-lab-%: setup ## one more hint for the first open task of lab N, or TASK=N.M
+	$(LABS) hint $*
+
+reset-lab-%: setup ## put lab N's starter back; keeps a dated copy of your files
+	$(LABS) reset $*
+
+progress: setup ## how far you are
+	$(LABS) progress
+
+engine-up: setup ## start the model server, or find it running: ENGINE=vllm|portable
+	$(LABS) engine up
+
+engine-status: setup ## which model servers run, and the end of their logs
+	$(LABS) engine status
+
+engine-down: setup ## stop the model servers
+	$(LABS) engine down
+
+ui: setup ## open the MLflow pages on your own runs
+	$(LABS) ui
+
+starters: setup ## derive the starters from the solutions (for authors)
+	$(LABS) starters
+
+proof: setup ## prove the graders with solutions and with right and wrong variants: LAB=N TASK=N.M
+	$(LABS) proof
+
+notebooks: setup ## run the notebooks and keep their plots: LAB=N
+	$(LABS) notebooks
+
+test: setup ## prove the project
+	@.venv/bin/python -m pytest
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+lock: setup ## resolve requirements/*.in anew (for authors)
+	$(LABS) lock
+
+bench: setup ## measure what the project promises: LAB=N
+	$(LABS) bench
+
+clean: setup ## remove what can be made again; keeps your work, results and backups
+	$(LABS) clean

@@ -1,0 +1,198 @@
+"""The `labs` command: what the Makefile's targets call.
+
+Options are environment variables, because `make check-lab-1 TASK=1.2` passes them so.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from shared import offline
+
+offline.apply()
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+engine_app = typer.Typer(no_args_is_help=True, help="Start, show and stop the model server.")
+app.add_typer(engine_app, name="engine")
+console = Console(highlight=False)
+
+LabNumber = Annotated[str, typer.Argument(help="The lab's number.")]
+TaskId = Annotated[str, typer.Option(envvar="TASK", help="One task, e.g. 1.2.")]
+TargetOption = Annotated[str, typer.Option(envvar="TARGET", help="starter, solution, or a path.")]
+Domain = Annotated[str, typer.Option(envvar="DOMAIN", help="finance, healthcare or climate.")]
+EngineOption = Annotated[str, typer.Option(envvar="ENGINE", help="vllm or portable.")]
+Seed = Annotated[str, typer.Option(envvar="SEED", help="Repeat a run's inputs.")]
+OnlyLab = Annotated[str, typer.Option(envvar="LAB", help="One lab's number; all if not given.")]
+
+
+@app.command()
+def check(
+    lab: LabNumber,
+    task: TaskId = "",
+    target: TargetOption = "",
+    domain: Domain = "",
+    engine: EngineOption = "",
+    seed: Seed = "",
+    json_path: Annotated[str, typer.Option("--json", envvar="JSON")] = "",
+    fresh: Annotated[str, typer.Option(envvar="FRESH", help="1: keep nothing cut off.")] = "",
+) -> None:
+    """Grade a lab, or one task of it. Exit status 0 only when every task passes."""
+    from shared.grading.check import check_lab
+
+    asked = _request(lab, task, target, domain, engine, seed)
+    raise typer.Exit(check_lab(console, asked, Path(json_path) if json_path else None, fresh == "1"))
+
+
+@app.command()
+def watch(
+    lab: LabNumber,
+    task: TaskId = "",
+    target: TargetOption = "",
+    domain: Domain = "",
+    engine: EngineOption = "",
+    seed: Seed = "",
+) -> None:
+    """Grade again at each save, until Ctrl-C."""
+    from shared.grading.watch import watch_lab
+
+    watch_lab(console, _request(lab, task, target, domain, engine, seed))
+
+
+@app.command()
+def hint(lab: LabNumber, task: TaskId = "") -> None:
+    """Show one more hint."""
+    from shared.grading.hints import next_hint
+
+    next_hint(console, lab, task)
+
+
+@app.command()
+def reset(lab: LabNumber, task: TaskId = "") -> None:
+    """Put the starter back, keeping a dated copy of what it replaces."""
+    from shared.grading.reset import reset_lab
+
+    reset_lab(console, lab, task)
+
+
+@app.command()
+def progress() -> None:
+    """Show how far you are."""
+    from shared.grading.progress import show_progress
+
+    show_progress(console)
+
+
+@engine_app.command("up")
+def engine_up(engine: EngineOption = "") -> None:
+    """Start the model server, or find it running."""
+    from shared.grading.check import engine_starter, wanted_engine
+
+    start = engine_starter(console, wanted_engine(engine or "portable", explicit=bool(engine)))
+    running = start()
+    console.print(f"{running.kind} is up at {running.base_url} (model {running.model})")
+
+
+@engine_app.command("status")
+def engine_status_() -> None:
+    """Show which model servers run."""
+    from shared.engine import engine_status
+
+    records = engine_status()
+    if not records:
+        console.print("No model server runs. `make engine-up` starts one; checks do so too.")
+    for record in records:
+        console.print(str(record), markup=False)
+
+
+@engine_app.command("down")
+def engine_down() -> None:
+    """Stop the model servers of this checkout."""
+    from shared.engine import stop_engine
+
+    stop_engine()
+    console.print("No model server runs now.")
+
+
+@app.command()
+def ui() -> None:
+    """Serve the MLflow pages on your own runs, until Ctrl-C."""
+    from shared.ui import serve_ui
+
+    serve_ui(console)
+
+
+@app.command()
+def starters() -> None:
+    """Derive the starters from the solutions."""
+    from shared.grading import starters as derived
+    from shared.grading.lab import all_labs
+
+    for lab in all_labs():
+        changed = derived.write(lab)
+        console.print(f"lab {lab.number}: {', '.join(changed) or 'in step'}", markup=False)
+
+
+@app.command()
+def proof(
+    only: OnlyLab = "",
+    task: TaskId = "",
+    domain: Domain = "",
+    engine: EngineOption = "",
+    seed: Seed = "",
+) -> None:
+    """Prove the graders: starters, solutions, right and wrong variants."""
+    from shared.grading.proof import prove
+
+    raise typer.Exit(prove(console, only, task, domain, engine or "portable", seed))
+
+
+@app.command()
+def notebooks(only: OnlyLab = "") -> None:
+    """Run the notebooks offline and keep their plots."""
+    from shared.notebooks import run_notebooks
+
+    raise typer.Exit(run_notebooks(console, only))
+
+
+@app.command()
+def lock() -> None:
+    """Resolve requirements/*.in anew."""
+    from shared.setup.lock import lock_all
+
+    lock_all(console)
+
+
+@app.command()
+def bench(only: OnlyLab = "") -> None:
+    """Measure what the project promises."""
+    from shared.bench import run_bench
+
+    run_bench(console, only)
+
+
+def _request(lab: str, task: str, target: str, domain: str, engine: str, seed: str):  # noqa: ANN202
+    from shared.grading.check import Request
+
+    return Request.of(lab, task=task, target=target, domain=domain, engine=engine, seed=seed)
+
+
+def main() -> None:
+    """Run the command; an error that has a sentence is shown as one line, not a traceback."""
+    from shared.errors import UserError
+
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(f"[red]✘[/] {error}", markup=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

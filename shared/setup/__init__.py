@@ -1,0 +1,1 @@
+"""Build the environments, and say what is there and what is missing."""
