@@ -4,7 +4,7 @@
 PYTHON ?= python3
 LABS = @.venv/bin/python -m shared.cli
 
-export TASK TARGET DOMAIN ENGINE ENGINE_ENV ENGINE_PORT ENGINE_IDLE SEED JSON LAB MODEL FRESH
+export PORT TASK TARGET DOMAIN ENGINE ENGINE_ENV ENGINE_PORT ENGINE_IDLE SEED JSON LAB MODEL FRESH
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-engine doctor progress engine-up engine-status engine-down ui starters proof \
@@ -20,8 +20,8 @@ setup: ## build the labs' environment and fetch the small models (done by every 
 setup-engine: setup ## build the environment of the vLLM server (done by the first lab that needs it)
 	@.venv/bin/python shared/setup/bootstrap.py engine
 
-doctor: setup ## what is there, what is missing, and what that costs you
-	$(LABS) doctor
+doctor: ## what is there, what is missing, and what that costs you
+	@$(PYTHON) shared/setup/doctor.py
 
 check-lab-%: setup ## grade lab N: TASK=N.M TARGET=starter|solution|PATH DOMAIN= ENGINE= SEED= JSON=PATH
 	$(LABS) check $*
@@ -71,5 +71,5 @@ lock: setup ## resolve requirements/*.in anew (for authors)
 bench: setup ## measure what the project promises: LAB=N
 	$(LABS) bench
 
-clean: setup ## remove what can be made again; keeps your work, results and backups
-	$(LABS) clean
+clean: ## remove what can be made again; keeps your work, results and backups
+	@$(PYTHON) shared/setup/clean.py

@@ -45,7 +45,9 @@ def check(
     from shared.grading.check import check_lab
 
     asked = _request(lab, task, target, domain, engine, seed)
-    raise typer.Exit(check_lab(console, asked, Path(json_path) if json_path else None, fresh == "1"))
+    raise typer.Exit(
+        check_lab(console, asked, Path(json_path) if json_path else None, fresh == "1")
+    )
 
 
 @app.command()
@@ -175,7 +177,7 @@ def bench(only: OnlyLab = "") -> None:
     run_bench(console, only)
 
 
-def _request(lab: str, task: str, target: str, domain: str, engine: str, seed: str):  # noqa: ANN202
+def _request(lab: str, task: str, target: str, domain: str, engine: str, seed: str):
     from shared.grading.check import Request
 
     return Request.of(lab, task=task, target=target, domain=domain, engine=engine, seed=seed)

@@ -1,25 +1,44 @@
-"""Keep every library on this machine: no hub, no telemetry, no account."""
+"""One list of the settings that keep every process of the labs off the network.
+
+Libraries of this field report usage, look for updates, or fetch models when nobody asked them
+to. Each has its own switch; these are all of them, in one place, for every process we start.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import MutableMapping
 
 OFFLINE_ENV: dict[str, str] = {
+    # Who honours the common switch: vLLM, Gradio-style tools, several CLIs. MLflow does not.
+    "DO_NOT_TRACK": "1",
+    # Hubs: read what is on disk, never ask the hub whether something newer exists.
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Model servers.
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "LLAMA_OFFLINE": "1",
+    # Experiment tracking and evaluation.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_MODE": "offline",
+    "DEEPEVAL_TELEMETRY_OPT_OUT": "YES",
+    "RAGAS_DO_NOT_TRACK": "true",
+    # Agents.
     "CREWAI_DISABLE_TELEMETRY": "true",
     "CREWAI_DISABLE_TRACKING": "true",
     "CREWAI_TRACING_ENABLED": "false",
-    "DEEPEVAL_TELEMETRY_OPT_OUT": "YES",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
     "LANGSMITH_TRACING": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # MLflow does not honour DO_NOT_TRACK
-    "RAGAS_DO_NOT_TRACK": "true",
-    "TRANSFORMERS_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "WANDB_MODE": "offline",
+    "LANGCHAIN_TRACING_V2": "false",
 }
+"""Environment variables for every child process. Not in it: `OTEL_SDK_DISABLED`, which would
+also silence the local traces that the labs are about."""
 
 
-def apply() -> None:
-    """Set the variables for this process and those it starts."""
-    os.environ.update(OFFLINE_ENV)
+def apply(environ: MutableMapping[str, str] | None = None) -> None:
+    """Put the settings into `environ` (default: this process's), replacing what was there."""
+    target = os.environ if environ is None else environ
+    target.update(OFFLINE_ENV)

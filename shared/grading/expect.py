@@ -110,9 +110,7 @@ def expect_raises(
         raise
     except kinds as error:
         if mentions and mentions.lower() not in str(error).lower():
-            fail(
-                observed=f"{type(error).__name__}: {error}", expected=expected, why=why, hint=hint
-            )
+            fail(observed=f"{type(error).__name__}: {error}", expected=expected, why=why, hint=hint)
         return error
     except Exception as error:
         fail(observed=f"{type(error).__name__}: {error}", expected=expected, why=why, hint=hint)
@@ -152,6 +150,7 @@ def plain(value: Any, _depth: int = 0) -> Plain:
     if isinstance(value, Mapping) and kind.__module__ == "types":
         return plain(dict(value), _depth + 1)
     _not_plain(value, f"a {kind.__module__}.{kind.__qualname__}")
+    return None
 
 
 def number(value: Any, *, what: str, why: str = "", hint: str | None = None) -> float:

@@ -71,6 +71,22 @@ class ConsoleWatcher:
         self._console.print(line, soft_wrap=True)
 
 
+class SilentWatcher(ConsoleWatcher):
+    """Hears everything and shows nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def task_started(self, task: Task) -> None:
+        """Show nothing."""
+
+    def engine_starting(self) -> None:
+        """Show nothing."""
+
+    def task_finished(self, result: TaskResult, *, reused: bool) -> None:
+        """Show nothing."""
+
+
 def show_result(console: Console, lab: Lab, result: LabResult, command: str) -> None:
     """Print what follows the tasks' lines: the first failure in full, the score, what was run.
 

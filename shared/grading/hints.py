@@ -28,8 +28,7 @@ def next_hint(console: Console, lab_number: str, task_id: str) -> None:
     left = [h for h in ordered_hints(task, results.get(task.id)) if h.id not in known]
     if not left:
         console.print(
-            f"{task.id} {task.title}: those were all {len(task.hints)} hints. Here they are "
-            f"again:",
+            f"{task.id} {task.title}: those were all {len(task.hints)} hints. Here they are again:",
             markup=False,
         )
         for hint in task.hints:

@@ -43,7 +43,9 @@ def reset_lab(console: Console, lab_number: str, task_id: str) -> None:
             if (folder / name).is_file():
                 shutil.copy2(folder / name, backup / name)
     except OSError as error:
-        raise UserError(f"Your files could not be copied ({error}), so nothing was reset.") from error
+        raise UserError(
+            f"Your files could not be copied ({error}), so nothing was reset."
+        ) from error
     for name in changed:
         write_atomically(folder / name, pristine[name])
     console.print(f"Reset {', '.join(changed)}.", markup=False)

@@ -7,7 +7,6 @@ those, so that an early mistake is shown within seconds.
 from __future__ import annotations
 
 import hashlib
-
 import random
 import shutil
 import tempfile
@@ -195,9 +194,7 @@ class _Run:
         """Run the live checks, starting the server if it is not up."""
         started = time.perf_counter()
         engine = self._have_engine()
-        self._seconds[task.id] = (
-            self._seconds.get(task.id, 0.0) + time.perf_counter() - started
-        )
+        self._seconds[task.id] = self._seconds.get(task.id, 0.0) + time.perf_counter() - started
         if engine is None:
             self._trouble[task.id] = self._engine_trouble
             return
@@ -265,9 +262,7 @@ class _Run:
                 )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        self._seconds[task.id] = (
-            self._seconds.get(task.id, 0.0) + time.perf_counter() - started
-        )
+        self._seconds[task.id] = self._seconds.get(task.id, 0.0) + time.perf_counter() - started
 
     def _have_engine(self) -> RunningEngine | None:
         if self._engine is None and self._grading.start_engine is not None:
@@ -285,9 +280,7 @@ class _Run:
         return self._engine
 
 
-def _decide(
-    expected: list[str], outcomes: list[CheckOutcome], trouble: str
-) -> tuple[Status, str]:
+def _decide(expected: list[str], outcomes: list[CheckOutcome], trouble: str) -> tuple[Status, str]:
     """The status of a task, and one sentence.
 
     Only reports for checks that were expected count, and one that did not report has not passed.
@@ -339,5 +332,3 @@ def _fingerprint(grading: Grading, task: Task) -> str:
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-

@@ -39,7 +39,9 @@ def derive(lab: Lab) -> dict[str, str]:
         elif task.draft:
             draft = lab.folder / "drafts" / task.file
             if not draft.is_file():
-                raise StarterError(f"Task {task.id} is a review, but drafts/{task.file} is missing.")
+                raise StarterError(
+                    f"Task {task.id} is a review, but drafts/{task.file} is missing."
+                )
             files[path.name] = draft.read_text(encoding="utf-8")
         else:
             files[path.name] = blank(text, task)

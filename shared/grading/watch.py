@@ -31,9 +31,7 @@ def watch_lab(console: Console, request: Request) -> None:
             tasks = [t for t in request.tasks if t.file in names]
             if tasks:
                 console.clear()
-                _grade(
-                    console, runner, replace(request, tasks=tasks, seed=draw_seed())
-                )
+                _grade(console, runner, replace(request, tasks=tasks, seed=draw_seed()))
                 _tell(console, request)
 
 

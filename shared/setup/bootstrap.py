@@ -206,7 +206,7 @@ def _install(python: Path, what: list[str]) -> None:
     quiet = [] if sys.stderr.isatty() else ["-q"]
     # Bytecode now: else first imports take two to three times as long.
     command = [python, "-m", "uv", "pip", "install", *quiet, "--compile-bytecode", *what]
-    _call([*command, "--python", python], _uv_settings(python))
+    _call([*command, "--python", python], uv_settings(python))
 
 
 def _uv_settings(python: Path) -> dict[str, str]:
