@@ -360,7 +360,7 @@ _SOURCES: dict[str, _Source] = {
                     "c306840f0c092bda7608a09e61e7e715ac2b7fb2d17da8062900c3ecd6fdbe30"
                 ),
             },
-            licence="a work of the US government (Census Bureau), public domain in the United States",
+            licence="a work of the US government (Census), public domain in the United States",
             packaging="nannyml, Apache-2.0",
             url="https://nannyml.readthedocs.io/en/stable/datasets/employment.html",
             origin="US Census Bureau, American Community Survey, public use microdata",
