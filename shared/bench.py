@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.errors import UserError
-from shared.grading.check import Request, wanted_engine
+from shared.grading.check import EngineName, Request, wanted_engine
 from shared.grading.feedback import SilentWatcher
 from shared.grading.lab import Lab, lab_folders, load_lab
 from shared.grading.results import write_atomically
@@ -28,6 +28,7 @@ from shared.grading.runner import Runner
 from shared.paths import ROOT, STATE
 
 _RUNS = 3
+_ENGINE_AIMS: tuple[tuple[EngineName, float], ...] = (("portable", 3.0), ("vllm", 45.0))
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ def _engines(console: Console) -> list[Figure]:
     from shared.engine.bench import measure_engine
 
     figures = []
-    for name, aim in (("portable", 3.0), ("vllm", 45.0)):
+    for name, aim in _ENGINE_AIMS:
         try:
             if wanted_engine(name, explicit=True).name != name:
                 continue
             stop_engine()
             started = time.perf_counter()
-            engine = ensure_engine(name)  # type: ignore[arg-type]
+            engine = ensure_engine(name)
             measure_engine(engine, concurrency=1, requests=1)
             figures.append(
                 Figure(
@@ -112,7 +113,7 @@ def _engines(console: Console) -> list[Figure]:
                 )
             )
             started = time.perf_counter()
-            ensure_engine(name)  # type: ignore[arg-type]
+            ensure_engine(name)
             figures.append(
                 Figure(f"{engine.kind}: found running", (time.perf_counter() - started) * 1e3, "ms")
             )

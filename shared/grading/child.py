@@ -10,9 +10,12 @@ import importlib
 import os
 import signal
 import sys
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel
 
 STACK_SIGNAL = signal.SIGUSR1
@@ -80,8 +83,29 @@ def run_checks(spec: ChildSpec, event_fd: int, output_fd: int, stack_fd: int) ->
     )  # fmt: skip
 
 
+def end_descendants(pid: int) -> None:
+    """End everything below a process (not the process itself)."""
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _end_with(parent: int) -> None:
+    """Watch for the runner's end, so that no check outlives it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        end_descendants(os.getpid())
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Entry for systems without a safe fork: fds and the spec come as arguments."""
+    _end_with(os.getppid())
     event_fd, output_fd, stack_fd = map(int, sys.argv[1:4])
     spec = ChildSpec.model_validate_json(sys.argv[4])
     os._exit(run_checks(spec, event_fd, output_fd, stack_fd))

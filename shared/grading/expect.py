@@ -156,7 +156,7 @@ def plain(value: Any, _depth: int = 0) -> Plain:
 def number(value: Any, *, what: str, why: str = "", hint: str | None = None) -> float:
     """Return `value` as a float, failing the check when it is no finite number."""
     got = plain(value)
-    if type(got) not in (int, float) or not math.isfinite(got):
+    if isinstance(got, bool) or not isinstance(got, (int, float)) or not math.isfinite(got):
         fail(
             observed=f"{what} = {show(got)}",
             expected=f"{what} to be a finite number",

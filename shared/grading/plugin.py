@@ -248,7 +248,7 @@ def explain(error: BaseException) -> CheckOutcome:
     if type(error).__name__ in _ENGINE_ERRORS:
         return CheckOutcome(outcome="engine", observed=_one_line(error))
     text = "".join(traceback.format_exception(error))[-4000:]
-    if isinstance(error, _UNUSABLE_VALUE):
+    if isinstance(error, _UNUSABLE_VALUE) and not isinstance(error, pytest.FixtureLookupError):
         return CheckOutcome(
             outcome="failed",
             observed=f"something the check could not use ({_one_line(error)})",

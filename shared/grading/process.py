@@ -21,10 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import BaseModel
 
-from shared.grading.child import STACK_SIGNAL, ChildSpec
+from shared.grading.child import STACK_SIGNAL, ChildSpec, end_descendants
 from shared.grading.events import CheckOutcome, Frame
 from shared.grading.target import Target
 from shared.paths import ROOT
@@ -67,7 +66,7 @@ class ChecksProcess:
             self._control.close()
             self._control = None
         if self._worker is not None:
-            _kill_descendants(self._worker.pid)
+            end_descendants(self._worker.pid)
             self._worker.kill()
             self._worker.wait()
             self._worker = None
@@ -159,7 +158,7 @@ class _Run:
             self.kill()
             self._exit = int(self._next_message()["exit"])
             self.kill()
-            _kill_descendants(self._sweep_root)
+            end_descendants(self._sweep_root)
         return self._exit
 
 
@@ -169,7 +168,7 @@ class _SpawnedRun(_Run):
         self._process = process
 
     def end(self) -> int:
-        _kill_descendants(self.pid)
+        end_descendants(self.pid)
         self.kill()
         return self._process.wait()
 
@@ -338,11 +337,3 @@ def _source_line(path: Path, number: int) -> str:
     with suppress(OSError, IndexError):
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[number - 1].strip()
     return ""
-
-
-def _kill_descendants(pid: int) -> None:
-    """End everything below a process (not the process itself)."""
-    with suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import re
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from shared.grading.feedback import SilentWatcher
 from shared.grading.lab import Lab, Task, lab_folders, load_lab
 from shared.grading.results import TaskResult
 from shared.grading.runner import Runner
+from shared.grading.starters import derive
 
 _CAUGHT_BY = re.compile(r"^caught-by:\s*(\S+)\s*$", re.MULTILINE)
 _HINT = re.compile(r"^hint:\s*(\S+)\s*$", re.MULTILINE)
@@ -92,6 +95,17 @@ def plans(lab: Lab, task: Task, starter: Path) -> Iterator[Plan]:
             yield Plan(task, "wrong", str(path), caught[1], hint[1])
         else:
             raise UserError(f"{path.name}: a variant's name begins with right_ or wrong_.")
+
+
+@contextmanager
+def pristine_starter(lab: Lab) -> Iterator[Path]:
+    """A folder with the lab's starter as it is derived."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "starter"
+        folder.mkdir()
+        for file, text in derive(lab).items():
+            (folder / file).write_text(text, encoding="utf-8")
+        yield folder
 
 
 def prove(console: Console, only: str, task_id: str, domain: str, engine: str, seed: str) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import sys
 from contextlib import suppress
 
-from shared.grading.child import ChildSpec, preload, run_checks
+from shared.grading.child import ChildSpec, end_descendants, preload, run_checks
 
 
 def serve(control: socket.socket) -> None:
@@ -45,9 +46,22 @@ def serve(control: socket.socket) -> None:
         for fd in fds:
             os.close(fd)
         control.sendall(json.dumps({"pid": pid}).encode() + b"\n")
-        _, status = os.waitpid(pid, 0)
+        status = _wait(pid, control)
         _reap()
         control.sendall(json.dumps({"exit": os.waitstatus_to_exitcode(status)}).encode() + b"\n")
+
+
+def _wait(pid: int, control: socket.socket) -> int:
+    """Wait for the child; if the runner is gone meanwhile, end everything and this process."""
+    handle = os.pidfd_open(pid)
+    try:
+        ready, _, _ = select.select([handle, control], [], [])
+        if handle not in ready:
+            end_descendants(os.getpid())
+            os._exit(0)
+    finally:
+        os.close(handle)
+    return os.waitpid(pid, 0)[1]
 
 
 def _adopt_orphans() -> None:

@@ -196,7 +196,7 @@ def _install_torch_cpu(python: Path) -> None:
     _say("installing PyTorch's CPU build")
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     tried = subprocess.run(
-        [*pip, TORCH_CPU, "--retries", "1"], capture_output=True, text=True, check=False
+        [*map(str, pip), TORCH_CPU, "--retries", "1"], capture_output=True, text=True, check=False
     )
     if tried.returncode:
         _call([*pip, TORCH_CPU, "--index-url", TORCH_CPU_INDEX, "--retries", "2"])
@@ -209,7 +209,7 @@ def _install(python: Path, what: list[str]) -> None:
     _call([*command, "--python", python], uv_settings(python))
 
 
-def _uv_settings(python: Path) -> dict[str, str]:
+def uv_settings(python: Path = Path(sys.executable)) -> dict[str, str]:
     """pip's own settings in uv's words, so that a company's mirror set for pip serves uv too."""
     words = {
         "find-links": "UV_FIND_LINKS",

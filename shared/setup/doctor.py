@@ -80,7 +80,7 @@ def _memory() -> Finding:
         return Finding("note", "memory", "cannot be read")
     if total < 6:
         return Finding(
-            "note", "memory", f"{total:.1f} GiB: use ENGINE=portable; vLLM needs about 6"
+            "note", "memory", f"{total:.1f} GiB: vLLM needs about 6; use ENGINE=portable"
         )
     return Finding("ok", "memory", f"{total:.1f} GiB")
 

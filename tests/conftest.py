@@ -1,0 +1,108 @@
+"""Fixtures for the project's own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from shared.grading.feedback import SilentWatcher
+from shared.grading.lab import Hint, Lab, Task
+from shared.grading.results import LabResult, ResultStore
+from shared.grading.runner import Grading, Runner
+from shared.grading.target import resolve_target
+
+CHECKS = """
+from shared.grading.expect import expect_equal
+
+
+def test_double_doubles(learner, rng):
+    x = int(rng.integers(1, 1000))
+    expect_equal(learner.double(x), 2 * x, what="the double", why="Bills are sent.", hint="times")
+
+
+def test_double_of_nothing_is_nothing(learner):
+    expect_equal(learner.double(0), 0, what="the double of 0", why="Empty carts exist.")
+"""
+SOLUTION = '''
+"""Doubles."""
+
+
+def double(x: int) -> int:
+    """Return twice `x`."""
+    return 2 * x
+'''
+
+
+class SmallLab:
+    """A lab of one task, made in a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lab = Lab(
+            number=9,
+            title="Small",
+            engine="none",
+            domains=False,
+            folder=folder,
+            tasks=[
+                Task(
+                    id="9.1",
+                    title="Double",
+                    kind="build",
+                    file="double.py",
+                    symbols=["double"],
+                    points=10,
+                    minutes=1,
+                    hints=[Hint(id="times", text="How many times is twice?")],
+                )
+            ],
+        )
+        self.write("checks/test_double.py", CHECKS)
+        self.write("solution/double.py", SOLUTION)
+        self.write("starter/double.py", SOLUTION)
+        self.store = ResultStore(folder / ".labs")
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text).lstrip("\n"), encoding="utf-8")
+        return path
+
+    def learner(self, body: str) -> None:
+        """Write the learner's file."""
+        self.write("starter/double.py", body)
+
+    def grading(self, seed: int = 1, target: str = "starter") -> Grading:
+        return Grading(
+            lab=self.lab,
+            tasks=self.lab.tasks,
+            target=resolve_target(target, self.folder),
+            seed=seed,
+        )
+
+
+@pytest.fixture
+def small_lab(tmp_path: Path) -> SmallLab:
+    """A lab of one task, solved."""
+    return SmallLab(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[Runner]:
+    """One warm runner for all tests that keep no results."""
+    with Runner() as warm:
+        yield warm
+
+
+@pytest.fixture
+def grade(small_lab: SmallLab, runner: Runner) -> Callable[[str], LabResult]:
+    """Grade a learner's file in the small lab."""
+
+    def graded(body: str) -> LabResult:
+        small_lab.learner(body)
+        return runner.grade(small_lab.grading(), SilentWatcher())
+
+    return graded

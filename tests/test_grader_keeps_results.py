@@ -1,0 +1,206 @@
+"""No finished result is lost, whatever happens in the middle of a grading."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shared.grading.feedback import SilentWatcher
+from shared.grading.lab import Task
+from shared.grading.results import ResultStore, TaskResult, write_atomically
+from shared.grading.runner import Runner
+from shared.paths import ROOT
+from tests.conftest import SOLUTION, SmallLab
+
+TASKS = ("9.1", "9.2", "9.3")
+
+
+class Notes(SilentWatcher):
+    """Remembers which tasks were graded anew and which were kept."""
+
+    def __init__(self) -> None:
+        self.graded: list[str] = []
+        self.kept: list[str] = []
+
+    def task_finished(self, result: TaskResult, *, reused: bool) -> None:
+        (self.kept if reused else self.graded).append(result.id)
+
+
+@pytest.fixture
+def three_tasks(small_lab: SmallLab) -> SmallLab:
+    """The small lab with three tasks, all solved."""
+    first = small_lab.lab.tasks[0]
+    checks = (small_lab.folder / "checks" / "test_double.py").read_text()
+    tasks: list[Task] = []
+    for number, task_id in enumerate(TASKS):
+        name = f"double_{number}"
+        small_lab.write(f"checks/test_{name}.py", checks)
+        small_lab.write(f"starter/{name}.py", SOLUTION)
+        tasks.append(first.model_copy(update={"id": task_id, "file": f"{name}.py"}))
+    small_lab.lab.tasks[:] = tasks
+    return small_lab
+
+
+class _CutAfter(Notes):
+    """Ends the grading, as a kill would, after some tasks."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self._left = tasks
+
+    def task_started(self, task: Task) -> None:
+        if self._left == 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+
+
+def test_a_run_that_was_cut_off_is_continued(three_tasks: SmallLab) -> None:
+    with Runner(three_tasks.store) as runner:
+        with pytest.raises(KeyboardInterrupt):
+            runner.grade(three_tasks.grading(), _CutAfter(2))
+        notes = Notes()
+        result = runner.grade(three_tasks.grading(seed=2), notes)
+    assert notes.kept == ["9.1", "9.2"]
+    assert notes.graded == ["9.3"]
+    assert result.passed
+    assert three_tasks.store.unfinished(9, "starter") is None
+
+
+def test_a_task_that_changed_since_the_cut_is_graded_anew(three_tasks: SmallLab) -> None:
+    with Runner(three_tasks.store) as runner:
+        with pytest.raises(KeyboardInterrupt):
+            runner.grade(three_tasks.grading(), _CutAfter(2))
+        three_tasks.write("starter/double_0.py", "def double(x):\n    return 3 * x\n")
+        notes = Notes()
+        result = runner.grade(three_tasks.grading(), notes)
+    assert "9.1" in notes.graded
+    assert result.tasks[0].status == "failed"
+
+
+def test_a_failing_task_is_always_graded_anew(three_tasks: SmallLab) -> None:
+    three_tasks.write("starter/double_0.py", "def double(x):\n    return 3 * x\n")
+    with Runner(three_tasks.store) as runner:
+        with pytest.raises(KeyboardInterrupt):
+            runner.grade(three_tasks.grading(), _CutAfter(2))
+        notes = Notes()
+        runner.grade(three_tasks.grading(), notes)
+    assert notes.graded[0] == "9.1"
+
+
+def test_sigkill_in_the_middle_keeps_what_was_finished(three_tasks: SmallLab) -> None:
+    three_tasks.write(
+        "starter/double_2.py",
+        "import os, pathlib, time\n\n\ndef double(x):\n"
+        f"    pathlib.Path({str(three_tasks.folder / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n    return 2 * x\n",
+    )
+    code = f"""
+from pathlib import Path
+from shared.grading.feedback import SilentWatcher
+from shared.grading.lab import Lab
+from shared.grading.results import ResultStore
+from shared.grading.runner import Grading, Runner
+from shared.grading.target import resolve_target
+lab = Lab.model_validate_json({three_tasks.lab.model_dump_json()!r})
+target = resolve_target("starter", lab.folder)
+with Runner(ResultStore(lab.folder / ".labs")) as runner:
+    runner.grade(Grading(lab=lab, tasks=lab.tasks, target=target, seed=1), SilentWatcher())
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    try:
+        _wait_for(lambda: _finished(three_tasks.store) == 2)
+        _wait_for((three_tasks.folder / "pid").is_file)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = three_tasks.store.unfinished(9, "starter")
+    assert kept is not None
+    assert [t.status for t in kept.tasks] == ["passed", "passed"]
+    assert not kept.complete
+    assert not kept.passed
+    left_behind = int((three_tasks.folder / "pid").read_text())
+    _wait_for(lambda: not psutil.pid_exists(left_behind))
+
+
+def test_a_full_disk_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    write_atomically(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_history_survives_a_line_cut_off_by_a_crash(three_tasks: SmallLab) -> None:
+    with Runner(three_tasks.store) as runner:
+        runner.grade(three_tasks.grading(), Notes())
+        with (three_tasks.folder / ".labs" / "history.jsonl").open("a") as file:
+            file.write('{"lab": 9, "ta')
+            file.write("\n")
+        runner.grade(three_tasks.grading(), Notes())
+    assert len(three_tasks.store.history()) == 2
+
+
+def test_a_result_that_a_crash_cut_off_counts_as_none(three_tasks: SmallLab) -> None:
+    path = three_tasks.store.path(9, "starter")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"lab": 9, "title": "Sm')
+    assert three_tasks.store.latest(9) is None
+
+
+def test_grading_one_task_keeps_the_verdicts_of_the_others(three_tasks: SmallLab) -> None:
+    with Runner(three_tasks.store) as runner:
+        runner.grade(three_tasks.grading(), Notes())
+        three_tasks.write("starter/double_1.py", "def double(x):\n    return x\n")
+        one = three_tasks.grading()
+        one.tasks = [three_tasks.lab.tasks[1]]
+        runner.grade(one, Notes())
+    latest = three_tasks.store.latest(9)
+    assert latest is not None
+    assert {t.id: t.status for t in latest.tasks} == {
+        "9.1": "passed",
+        "9.2": "failed",
+        "9.3": "passed",
+    }
+    assert (latest.score, latest.max_score) == (20, 30)
+
+
+def test_the_json_has_what_other_tools_read(three_tasks: SmallLab) -> None:
+    with Runner(three_tasks.store) as runner:
+        runner.grade(three_tasks.grading(seed=41), Notes())
+    record = json.loads(three_tasks.store.path(9, "starter").read_text())
+    assert {"lab", "target", "files", "domain", "engine", "seed", "score", "max_score"} <= set(
+        record
+    )
+    assert record["seed"] == 41
+    for task in record["tasks"]:
+        assert {"id", "title", "points", "status", "message", "hint", "seconds"} <= set(task)
+
+
+def _finished(store: ResultStore) -> int:
+    kept = store.unfinished(9, "starter")
+    return len(kept.tasks) if kept is not None else 0
+
+
+def _wait_for(condition: object, seconds: float = 60) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
