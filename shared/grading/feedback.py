@@ -112,7 +112,7 @@ def _in_full(task: Task, result: TaskResult, command: str) -> RenderableType:
     if result.status == "not_started":
         parts.append(_not_started(task))
     elif result.status == "not_graded" or failure is None:
-        parts.append(Text(result.message))
+        parts.append(Text(printable(result.message)))
     else:
         parts.extend(_failure(failure))
     others = [c for c in result.checks if c.outcome != "passed" and c is not failure]
@@ -141,7 +141,7 @@ def _failure(failure: CheckOutcome) -> list[RenderableType]:
         ("why", failure.why),
     ):
         if text:
-            table.add_row(label, Text(text))
+            table.add_row(label, Text(printable(text)))
     parts.append(table)
     if failure.frames:
         parts.append(Text(""))
@@ -149,8 +149,8 @@ def _failure(failure: CheckOutcome) -> list[RenderableType]:
             place = f"{frame.file}, line {frame.line}"
             parts.append(Text(place + (f", in {frame.function}" if frame.function else "")))
             if frame.code:
-                parts.append(Padding(Text(frame.code, "cyan"), (0, 0, 0, 4)))
-    printed = failure.printed.rstrip().splitlines()
+                parts.append(Padding(Text(printable(frame.code), "cyan"), (0, 0, 0, 4)))
+    printed = printable(failure.printed).rstrip().splitlines()
     if printed:
         parts.append(Text("\nyour code printed:", "bright_black"))
         if len(printed) > _PRINTED_LINES:
@@ -219,6 +219,13 @@ def _summary(result: LabResult) -> RenderableType:
     lines.append(Text("files (SHA-256): " + ", ".join(files), "bright_black"))
     lines.extend(Text(f"not proven: {text}", "yellow") for text in result.not_proven)
     return Group(*lines)
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: what learners print must not steer the terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def sentence(outcome: CheckOutcome) -> str:

@@ -27,7 +27,7 @@ def show_progress(console: Console) -> None:
 def _lab_table(lab: Lab, latest: LabResult | None, history: list[dict[str, Any]]) -> Table:
     results = {t.id: t for t in latest.tasks} if latest is not None else {}
     score = sum(r.points for r in results.values())
-    bar = _bar(score / lab.max_score)
+    bar = _bar(score / max(lab.max_score, 1))
     table = Table(
         title=f"Lab {lab.number}: {lab.title}   {bar} {score}/{lab.max_score}",
         title_justify="left",
