@@ -22,6 +22,10 @@ from shared.paths import ROOT
 from shared.setup.bootstrap import SetupError, engine_kind
 from tests.conftest import SOLUTION, SmallLab
 
+TARGETS = (
+    "setup doctor check-lab-N watch-lab-N hint-lab-N reset-lab-N progress engine-up engine-status "
+    "engine-down ui starters proof notebooks test bench clean"
+)
 OPTIONS = ("TASK", "TARGET", "DOMAIN", "ENGINE", "SEED", "JSON", "LAB", "FRESH", "MODEL")
 
 
@@ -43,25 +47,7 @@ def make(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[s
 
 def test_help_lists_every_target() -> None:
     text = make("help").stdout
-    for target in [
-        "setup",
-        "doctor",
-        "check-lab-N",
-        "watch-lab-N",
-        "hint-lab-N",
-        "reset-lab-N",
-        "progress",
-        "engine-up",
-        "engine-status",
-        "engine-down",
-        "ui",
-        "starters",
-        "proof",
-        "notebooks",
-        "test",
-        "bench",
-        "clean",
-    ]:
+    for target in TARGETS.split():
         assert f"  {target} " in text
 
 
