@@ -16,12 +16,14 @@ import socket
 import sys
 from contextlib import suppress
 
+from shared import offline
 from shared.grading.child import ChildSpec, end_descendants, preload, run_checks
 
 
 def serve(control: socket.socket) -> None:
     """Fork a child for each command until the runner hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    offline.apply()
     _adopt_orphans()
     import pytest  # noqa: F401
 

@@ -1,0 +1,78 @@
+"""Whole labs as a person grades them: on vLLM, on the portable engine, and without a network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.grading.lab import Lab, all_labs, load_lab
+from shared.paths import ROOT
+from shared.setup.bootstrap import SetupError, engine_kind
+from tests.test_commands import make
+
+LABS = all_labs()
+# An empty network namespace; as an ordinary user where the system allows user namespaces.
+UNSHARE = ["unshare", "--map-root-user", "--net"]
+each_lab = pytest.mark.parametrize("lab", LABS, ids=lambda lab: f"lab {lab.number}")
+
+
+def graded(path: Path) -> dict[str, object]:
+    record: dict[str, object] = json.loads(path.read_text())
+    return record
+
+
+@each_lab
+def test_the_solution_has_full_marks_on_the_portable_engine(lab: Lab, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    done = make(f"check-lab-{lab.number}", "TARGET=solution", "ENGINE=portable", f"JSON={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert graded(path)["score"] == lab.max_score
+    if lab.engine == "vllm":
+        assert "vLLM was not proven" in done.stdout
+
+
+@pytest.mark.vllm
+def test_lab_1_s_solution_has_full_marks_on_vllm(tmp_path: Path) -> None:
+    try:
+        engine_kind()
+    except SetupError as error:
+        pytest.skip(str(error))
+    path = tmp_path / "result.json"
+    done = make("check-lab-1", "TARGET=solution", f"JSON={path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = graded(path)
+    assert record["score"] == load_lab(1).max_score
+    assert str(record["engine"]).startswith("vllm-")
+    assert record["not_proven"] == []
+
+
+@each_lab
+def test_the_solution_has_full_marks_without_a_network(lab: Lab, tmp_path: Path) -> None:
+    if not _can_unshare():
+        pytest.skip("this system gives no network namespaces to this user")
+    path = tmp_path / "result.json"
+    make("engine-down")  # one outside the namespace cannot be reached from inside
+    words = f"check-lab-{lab.number} TARGET=solution ENGINE=portable JSON={path}"
+    script = f"ip link set lo up && make {words}; status=$?; make engine-down; exit $status"
+    done = subprocess.run(
+        [*UNSHARE, "sh", "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert graded(path)["score"] == lab.max_score
+
+
+def _can_unshare() -> bool:
+    if sys.platform != "linux" or not shutil.which("unshare") or not shutil.which("ip"):
+        return False
+    tried = subprocess.run([*UNSHARE, "ip", "link", "set", "lo", "up"], capture_output=True)
+    return tried.returncode == 0
