@@ -1,0 +1,24 @@
+"""One manager for an OpenAI-compatible model server: vLLM on GPU or CPU, or llama.cpp.
+
+`ensure_engine("portable")` gives a running server, starting one only when none runs. It outlives
+the command that started it, serves all commands of this checkout, and stops when idle.
+"""
+
+from shared.engine.errors import EngineError, EngineUnavailable
+from shared.engine.launch import LaunchSpec, vllm_unavailable
+from shared.engine.manager import EngineRecord, engine_status, ensure_engine, stop_engine
+from shared.engine.server import Engine, EngineCounters, KVCacheReport
+
+__all__ = [
+    "Engine",
+    "EngineCounters",
+    "EngineError",
+    "EngineRecord",
+    "EngineUnavailable",
+    "KVCacheReport",
+    "LaunchSpec",
+    "engine_status",
+    "ensure_engine",
+    "stop_engine",
+    "vllm_unavailable",
+]

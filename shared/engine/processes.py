@@ -1,0 +1,120 @@
+"""Know processes for sure, and end only our own.
+
+A process number is used again after its process has ended, so a process is known by its number
+and the moment of its birth together. An engine's processes are known by the token that its
+keeper put into their environment, which children inherit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from shared.engine.launch import TOKEN_VARIABLE
+
+_POLL_S = 0.05
+_KILL_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process number with its birth: in clock ticks since boot on Linux, else in seconds."""
+
+    pid: int
+    birth: float
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessId | None:
+        """The process that has this number now, or None. A zombie counts as ended."""
+        birth = _birth(pid)
+        return None if birth is None else cls(pid, birth)
+
+    def running(self) -> bool:
+        """Whether this very process still runs."""
+        return _birth(self.pid) == self.birth
+
+    def signal(self, number: int) -> None:
+        """Send a signal, to this very process or to none."""
+        if self.running():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has ended within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.running():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+
+def owned_processes(token: str) -> list[ProcessId]:
+    """All running processes that carry this token."""
+    if sys.platform == "linux":
+        return _owned_linux(f"{TOKEN_VARIABLE}={token}".encode())
+    import psutil
+
+    owned = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(TOKEN_VARIABLE) == token:
+                identity = ProcessId.of(process.pid)
+                if identity is not None:
+                    owned.append(identity)
+    return owned
+
+
+def end_owned(token: str, leader: ProcessId | None = None, grace: float = 0.0) -> bool:
+    """End an engine: its leader politely if `grace` allows, then whatever is left by force.
+
+    Returns whether nothing of it is left.
+    """
+    if leader is not None and grace > 0 and leader.running():
+        leader.signal(signal.SIGTERM)
+        leader.wait(grace)
+    deadline = time.monotonic() + _KILL_WAIT_S
+    while owned := owned_processes(token):
+        for process in owned:
+            process.signal(signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _owned_linux(marker: bytes) -> list[ProcessId]:
+    owned = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError), open(f"/proc/{entry.name}/environ", "rb") as file:
+            if marker in file.read().split(b"\0"):
+                identity = ProcessId.of(int(entry.name))
+                if identity is not None:
+                    owned.append(identity)
+    return owned
+
+
+def _birth(pid: int) -> float | None:
+    if sys.platform == "linux":
+        # Ticks since boot: unlike a wall-clock time, it never changes when the clock is set.
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if not fields or fields[0] in "ZX" else float(fields[19])
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return process.create_time()
+    except psutil.Error:
+        return None
