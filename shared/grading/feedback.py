@@ -96,7 +96,7 @@ def show_result(console: Console, lab: Lab, result: LabResult, command: str) -> 
     first = next((t for t in result.tasks if t.status != "passed"), None)
     if first is not None:
         console.print()
-        console.print(_in_full(lab.task(first.id), first, command))
+        console.print(_in_full(lab, lab.task(first.id), first, result.target, command))
     figures = [(t.id, f) for t in result.tasks for f in t.figures]
     if figures:
         console.print()
@@ -105,12 +105,12 @@ def show_result(console: Console, lab: Lab, result: LabResult, command: str) -> 
     console.print(_summary(result))
 
 
-def _in_full(task: Task, result: TaskResult, command: str) -> RenderableType:
+def _in_full(lab: Lab, task: Task, result: TaskResult, target: str, command: str) -> RenderableType:
     _, colour, word = MARKS[result.status]
     parts: list[RenderableType] = []
     failure = result.first_failure
     if result.status == "not_started":
-        parts.append(_not_started(task))
+        parts.append(_not_started(lab, task, target))
     elif result.status == "not_graded" or failure is None:
         parts.append(Text(printable(result.message)))
     else:
@@ -159,13 +159,14 @@ def _failure(failure: CheckOutcome) -> list[RenderableType]:
     return parts
 
 
-def _not_started(task: Task) -> Text:
-    if task.draft:
-        return Text(f"Review {task.file}: it is a draft with faults. Find them and mend them.")
+def _not_started(lab: Lab, task: Task, target: str) -> Text:
+    here = target in ("starter", "solution")
+    place = f"labs/{lab.folder.name}/{target}/{task.file}" if here else task.file
     symbols = ", ".join(task.symbols)
     return Text(
-        f"You have not written this yet. Open {task.file} in the lab's starter folder, read the "
-        f"docstring of {symbols}, and replace the line that raises NotImplementedError."
+        f"You have not written this yet. Open {place}, read the docstring of {symbols}, and "
+        f"replace the line that raises NotImplementedError. The story behind it is in "
+        f"labs/{lab.folder.name}/README.md."
     )
 
 
