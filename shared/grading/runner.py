@@ -35,7 +35,9 @@ class NoEngine(Exception):
 class RunningEngine(Protocol):
     """What the runner needs of a model server."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """vllm-gpu, vllm-cpu or portable."""
 
     def alive(self) -> bool:
         """Whether it answers."""

@@ -57,7 +57,7 @@ def _wait(pid: int, control: socket.socket) -> int:
     """Wait for the child; if the runner is gone meanwhile, end everything and this process."""
     handle = os.pidfd_open(pid)
     try:
-        ready, _, _ = select.select([handle, control], [], [])
+        ready, _, _ = select.select([handle, control.fileno()], [], [])
         if handle not in ready:
             end_descendants(os.getpid())
             os._exit(0)
