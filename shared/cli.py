@@ -180,7 +180,7 @@ def bench(only: OnlyLab = "") -> None:
     run_bench(console, only)
 
 
-def _request(lab: str, task: str, target: str, domain: str, engine: str, seed: str):
+def _request(lab: str, task: str, target: str, domain: str, engine: str, seed: str) -> Request:
     from shared.grading.check import Request
 
     return Request.of(lab, task=task, target=target, domain=domain, engine=engine, seed=seed)

@@ -114,7 +114,7 @@ def engine() -> Any:
     given = os.environ.get("LABS_ENGINE_INFO")
     if given:
         return Engine.from_json(given)
-    return ensure_engine(os.environ.get("ENGINE") or "portable")
+    return ensure_engine("vllm" if os.environ.get("ENGINE") == "vllm" else "portable")
 
 
 @pytest.fixture
