@@ -44,7 +44,7 @@ def kv_bytes_per_token(config: Mapping[str, Any], *, dtype_bytes: int = 2) -> in
             `head_dim`: width of one head. Absent or null: `hidden_size` divided by
             `num_attention_heads`; only then is `hidden_size` needed.
         dtype_bytes: bytes of one cached number: 2 for bfloat16 and float16, 1 for fp8. The
-            cache has a dtype of its own; `torch_dtype` in the config is that of the weights.
+            cache has a dtype of its own; `torch_dtype` (in newer files `dtype`) is the weights'.
 
     Returns:
         Bytes, not bits.
