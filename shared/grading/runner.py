@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from shared.errors import UserError
 from shared.grading.child import ChildSpec
 from shared.grading.events import CheckOutcome
 from shared.grading.lab import Lab, Task
@@ -28,7 +29,7 @@ from shared.paths import STATE
 DOMAINS = ("finance", "healthcare", "climate")
 
 
-class NoEngine(Exception):
+class NoEngine(UserError):
     """The model server cannot be had; the message says why, and what to do."""
 
 
