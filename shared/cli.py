@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from shared import offline
-
-if TYPE_CHECKING:
-    pass
 
 offline.apply()
 
@@ -46,9 +43,9 @@ def check(
     fresh: Annotated[str, typer.Option(envvar="FRESH", help="1: keep nothing cut off.")] = "",
 ) -> None:
     """Grade a lab, or one task of it. Exit status 0 only when every task passes."""
-    from shared.grading.check import check_lab
+    from shared.grading.check import Request, check_lab
 
-    asked = _request(lab, task, target, domain, engine, seed)
+    asked = Request.of(lab, task=task, target=target, domain=domain, engine=engine, seed=seed)
     raise typer.Exit(
         check_lab(console, asked, Path(json_path) if json_path else None, fresh == "1")
     )
@@ -64,9 +61,12 @@ def watch(
     seed: Seed = "",
 ) -> None:
     """Grade again at each save, until Ctrl-C."""
+    from shared.grading.check import Request
     from shared.grading.watch import watch_lab
 
-    watch_lab(console, _request(lab, task, target, domain, engine, seed))
+    watch_lab(
+        console, Request.of(lab, task=task, target=target, domain=domain, engine=engine, seed=seed)
+    )
 
 
 @app.command()
@@ -179,12 +179,6 @@ def bench(only: OnlyLab = "") -> None:
     from shared.bench import run_bench
 
     run_bench(console, only)
-
-
-def _request(lab: str, task: str, target: str, domain: str, engine: str, seed: str) -> Request:
-    from shared.grading.check import Request
-
-    return Request.of(lab, task=task, target=target, domain=domain, engine=engine, seed=seed)
 
 
 def main() -> None:
