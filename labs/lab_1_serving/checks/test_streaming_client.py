@@ -600,16 +600,16 @@ def test_live_cancelling_frees_the_engine(learner, engine, figure):
     payload = {**PAYLOAD, "model": engine.model, "max_tokens": tokens, "ignore_eos": True}
 
     async def cancel() -> tuple[str, bool, bool, float]:
-        before = engine.counters()["generated_tokens"]
+        before = engine.counters().generated_tokens
         async with FaultyProxy(upstream(engine.root_url)) as proxy, client() as http:
             task = asyncio.create_task(learner.stream_chat(http, proxy.base_url, payload))
             ended = await cancel_when_streaming(task, proxy, events=5)
             closed = await soon(proxy.exchanges[0].client_left)
             for _ in range(100):
-                if idle := engine.counters()["running"] == 0:
+                if idle := engine.counters().running == 0:
                     break
                 await asyncio.sleep(0.1)
-        return ended, closed, idle, engine.counters()["generated_tokens"] - before
+        return ended, closed, idle, engine.counters().generated_tokens - before
 
     ended, closed, idle, generated = run(cancel(), hint="cancel", hang_s=110.0)
     expect(
