@@ -30,7 +30,7 @@ from shared.engine.logs import read_tail, telling_lines
 from shared.engine.loopback import get, get_json
 from shared.engine.metrics import KVCacheReport, busy, counters_of, kv_of_llama_log, kv_of_vllm
 from shared.engine.ports import answers_for, fixed_port, free_port, in_use, port_taken
-from shared.engine.processes import ProcessId, end_owned, owned_processes
+from shared.engine.processes import ProcessId, end_owned, make_scratch, owned_processes
 from shared.engine.server import family
 from shared.engine.state import Record, StateFolder
 from shared.paths import ROOT
@@ -117,12 +117,12 @@ class Keeper:
         raise EngineError(f"{PORT_ATTEMPTS} ports in turn were taken by other programs. Try again.")
 
     def _start_on(self, port: int) -> None:
-        spec = self._plan.spec(port)
+        spec, token = self._plan.spec(port), self._record.token
         self._rotate_log()
         with self._log.open("ab") as log:
             self._engine = subprocess.Popen(
                 spec.argv,
-                env=spec.env | {TOKEN_VARIABLE: self._record.token},
+                env=spec.env | {TOKEN_VARIABLE: token, "TMPDIR": str(make_scratch(token))},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -225,8 +225,7 @@ class Keeper:
         if self._plan.kind == "portable":
             report = kv_of_llama_log(log)
         else:
-            budget = self._plan.kv_cache_bytes()
-            report = kv_of_vllm(get(f"http://127.0.0.1:{port}/metrics")[1], budget, log)
+            report = kv_of_vllm(get(f"http://127.0.0.1:{port}/metrics")[1], log)
         if report is None:
             raise _Failed(f"{self._plan.title} started, but does not report its KV cache.")
         return report
@@ -242,13 +241,10 @@ class Keeper:
     def _end_engine(self) -> None:
         if self._engine is None:
             return
-        leader = ProcessId.of(self._engine.pid)
+        end_owned(self._record.token, ProcessId.of(self._engine.pid), grace=STOP_GRACE_S)
         with suppress(ProcessLookupError, PermissionError):
-            if leader is not None:
-                leader.signal(signal.SIGTERM)
-                leader.wait(STOP_GRACE_S)
+            # Whatever hid its environment. The unreaped leader keeps the group's number ours.
             os.killpg(self._engine.pid, signal.SIGKILL)
-        end_owned(self._record.token)
         self._engine.wait()
         self._engine = None
 

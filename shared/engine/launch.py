@@ -77,10 +77,6 @@ class Plan:
             models_url=f"{root}/v1/models",
         )
 
-    def kv_cache_bytes(self) -> int | None:
-        """The KV cache's memory where we configure it; None where the engine decides."""
-        return CPU_KV_CACHE_GIB * 2**30 if self.kind == "vllm-cpu" else None
-
     def _portable_argv(self, port: int) -> list[str]:
         slots = _slots_that_fit(self.config, self.max_model_len)
         return [
@@ -111,9 +107,11 @@ class Plan:
         ]
 
     def _vllm_env(self) -> dict[str, str]:
+        # Else vLLM asks the routing table for this machine's address in the outside world.
+        loopback = {"VLLM_HOST_IP": HOST, "VLLM_LOOPBACK_IP": HOST}
         if self.kind == "vllm-gpu":
-            return {}
-        return {
+            return loopback
+        return loopback | {
             "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB),
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, available_cores())),
         }

@@ -12,6 +12,7 @@ _LLAMA_KV = re.compile(
     r"llama_kv_cache: size =\s*(?P<mib>[\d.]+) MiB \(\s*(?P<cells>\d+) cells,.*?"
     r"(?P<streams>\d+)/\d+ seqs\)"
 )
+_VLLM_AVAILABLE = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
 _LLAMA_STREAMS = re.compile(r"(?P<sequences>\d+)/(?P<streams>\d+) seqs\)")
 
 PROMPT_TOKENS = {
@@ -111,17 +112,25 @@ def kv_of_llama_log(log: str) -> KVCacheReport | None:
     return found
 
 
-def kv_of_vllm(page: str, budget_bytes: int | None, log: str) -> KVCacheReport | None:
-    """The KV cache from vLLM's `vllm:cache_config_info`, its bytes from configuration or log."""
+def kv_of_vllm(page: str, log: str) -> KVCacheReport | None:
+    """The KV cache from vLLM's `vllm:cache_config_info`.
+
+    Where the memory was not configured but measured (on a GPU), only the log tells how much.
+    """
     info = [s.labels for s in parse_prometheus(page) if s.name == "vllm:cache_config_info"]
     if not info:
         return None
-    labels = info[0]
-    block = int(labels["block_size"])
-    tokens = labels.get("kv_cache_size_tokens", "")
-    if not tokens.isdigit():
-        tokens = str(int(labels["num_gpu_blocks"]) * block)
-    if budget_bytes is None:
-        available = re.findall(r"Available KV cache memory: ([\d.]+) GiB", log)
-        budget_bytes = round(float(available[-1]) * 2**30) if available else 0
-    return KVCacheReport(tokens=int(tokens), block_tokens=block, bytes=budget_bytes)
+    block = _integer(info[0].get("block_size"))
+    tokens = _integer(info[0].get("kv_cache_size_tokens"))
+    given = _integer(info[0].get("kv_cache_memory_bytes"))
+    if block and not tokens:
+        tokens = _integer(info[0].get("num_gpu_blocks")) * block
+    if not given:
+        logged = _VLLM_AVAILABLE.findall(log)
+        given = round(float(logged[-1]) * 2**30) if logged else 0
+    return KVCacheReport(tokens, block, given) if tokens and block and given else None
+
+
+def _integer(text: str | None) -> int:
+    """The number a label holds; 0 for ``"None"`` and the like."""
+    return int(text) if text is not None and text.isdigit() else 0

@@ -8,11 +8,14 @@ keeper put into their environment, which children inherit.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from shared.engine.launch import TOKEN_VARIABLE
 
@@ -72,19 +75,49 @@ def owned_processes(token: str) -> list[ProcessId]:
 def end_owned(token: str, leader: ProcessId | None = None, grace: float = 0.0) -> bool:
     """End an engine: its leader politely if `grace` allows, then whatever is left by force.
 
-    Returns whether nothing of it is left.
+    What a process that was ended by force could not tidy up (shared memory, scratch files) is
+    removed. Returns whether nothing of it is left.
     """
+    shared = _shared_memory(owned_processes(token))
     if leader is not None and grace > 0 and leader.running():
         leader.signal(signal.SIGTERM)
         leader.wait(grace)
     deadline = time.monotonic() + _KILL_WAIT_S
     while owned := owned_processes(token):
+        shared |= _shared_memory(owned)
         for process in owned:
             process.signal(signal.SIGKILL)
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)
+    for path in shared:
+        with suppress(OSError):
+            path.unlink()
+    shutil.rmtree(_scratch(token), ignore_errors=True)
     return True
+
+
+def make_scratch(token: str) -> Path:
+    """A folder for an engine's temporary files, short enough for the sockets in it."""
+    folder = _scratch(token)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _scratch(token: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"labs-engine-{token[:16]}"
+
+
+def _shared_memory(processes: list[ProcessId]) -> set[Path]:
+    """Python's shared memory and semaphores that these processes have open (Linux)."""
+    found: set[Path] = set()
+    for process in processes:
+        with suppress(OSError), open(f"/proc/{process.pid}/maps", encoding="utf-8") as maps:
+            for line in maps:
+                path = line.partition("/dev/shm/")[2].strip()
+                if path.startswith(("psm_", "sem.mp-")) and "/" not in path:
+                    found.add(Path("/dev/shm") / path)
+    return found
 
 
 def _owned_linux(marker: bytes) -> list[ProcessId]:
