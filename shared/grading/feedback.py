@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
@@ -182,7 +184,7 @@ def _where_next(task: Task, result: TaskResult, command: str) -> Text:
     return text
 
 
-def _figures(figures: list[tuple[str, dict[str, object]]]) -> Table:
+def _figures(figures: list[tuple[str, dict[str, Any]]]) -> Table:
     table = Table(title="measured", title_justify="left", title_style="bold", box=None)
     table.add_column("task", style="bright_black")
     table.add_column("")
@@ -194,10 +196,14 @@ def _figures(figures: list[tuple[str, dict[str, object]]]) -> Table:
         table.add_row(
             task_id,
             str(figure["name"]),
-            f"{figure['value']:.4g}{unit}",
-            "" if reference is None else f"{reference:.4g}{unit}",
+            f"{_number(figure['value'])}{unit}",
+            "" if reference is None else f"{_number(reference)}{unit}",
         )
     return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _summary(result: LabResult) -> RenderableType:

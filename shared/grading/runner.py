@@ -278,7 +278,7 @@ class _Run:
             self.engine_kind = self._engine.kind
             if self._grading.lab.engine == "vllm" and not self.engine_kind.startswith("vllm"):
                 self.not_proven.append(
-                    "vLLM was not proven: the live checks ran on the portable engine (llama.cpp)."
+                    "vLLM (the live checks ran on the portable engine, llama.cpp)"
                 )
         return self._engine
 
