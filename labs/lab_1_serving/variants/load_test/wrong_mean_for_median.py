@@ -142,13 +142,15 @@ def summarize(records: Sequence[RequestRecord], slo: SLO, *, offered_rps: float)
         goodput_rps=len(good) / duration_s,
         slo_attainment=len(good) / len(records),
         **{
-            f"{name}_p{q}_s": (percentile(values, q) if q > 50 else fmean(values))
-            if values
-            else None
+            f"{name}_p{q}_s": (percentile if q > 50 else _middle)(values, q) if values else None
             for name, values in (("ttft", ttfts), ("latency", latencies))
             for q in (50, 95, 99)
         },
     )
+
+
+def _middle(values: list[float], q: float) -> float:
+    return fmean(values)
 
 
 def _meets(record: RequestRecord, slo: SLO) -> bool:
