@@ -54,7 +54,8 @@ def main() -> int:
 def build_labs() -> None:
     """Make `.venv`, then fetch the small models and data that the labs use."""
     folder, requirements = ROOT / ".venv", ROOT / "requirements" / "labs.txt"
-    stamp = _Stamp(folder, [requirements, ROOT / "shared" / "models" / "catalog.toml"])
+    fetched = ["shared/models/catalog.py", "shared/domains/recipes.py"]
+    stamp = _Stamp(folder, [requirements, *(ROOT / name for name in fetched)])
     if stamp.holds():
         return
     with _locked(folder):
@@ -90,8 +91,11 @@ def build_engine() -> None:
         python = _environment(folder)
         if kind == "engine-cpu":
             _install_torch_cpu(python)
-        _install(python, ["-r", str(requirements)])
+        # The pinned set is complete; with dependencies, CUDA builds of packages that vLLM only
+        # names would come along and break the CPU build of PyTorch.
+        _install(python, ["--no-deps", "-r", str(requirements)])
         _put_on_path(folder)
+        _prepare(ROOT / ".venv" / "bin" / "python", "shared.models", "the model in vLLM's format")
         stamp.write()
         _say(f"vLLM is installed after {time.monotonic() - started:.0f} s")
 
