@@ -595,33 +595,29 @@ def test_a_sweep_is_logged_to_mlflow_with_its_records_and_plot(learner, rng, tmp
 
 
 def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, figure):
-    sweep, slo = [], _slo(rng, ttft_s=2.0, latency_s=6.0)
-    for rate, seconds in ((2.0, 4.0), (6.0, 3.0)):
+    slo, summaries = _slo(rng, ttft_s=2.0, latency_s=6.0), []
+    for rate in (2.0, 5.0):
         arrivals = []
         while len(arrivals) < 3:
-            arrivals = plain(learner.poisson_arrivals(rate, seconds, rng))
-        before = engine.counters().generated_tokens
-
-        async def main(due: list[float] = arrivals) -> Any:
-            limits = httpx.Limits(max_connections=None)
-            async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as http:
-                send = sender(http, engine, learner.Outcome, max_tokens=12)
-                return await learner.run_open_loop(send, due)
-
-        records = run_slowly(main(), seconds=100)
-        summary = learner.summarize(records, slo, offered_rps=rate)
-        seen = sum(r.output_tokens for r in records)
-        made = _settled(engine, before + seen) - before
-        expect(
-            abs(made - seen) <= 0.02 * seen,
-            observed=f"{seen} output tokens in the records of {len(records)} requests at {rate} "
-            f"per second, and {made} on the engine's Prometheus page",
-            expected="the same, within 2 %",
-            why="Two counts of one thing that differ mean that one of them is not to be trusted, "
-            "mostly the client's.",
-            hint="engine-counters",
-        )
-        got = plain(summary)
+            arrivals = plain(learner.poisson_arrivals(rate, 3.0, rng))
+        # Somebody else's request in between makes the engine's count the higher one: once more.
+        for _ in range(3):
+            records, made = _offered(learner, engine, arrivals)
+            seen = sum(r.output_tokens for r in records)
+            if abs(made - seen) <= 0.02 * seen:
+                break
+        else:
+            fail(
+                observed=f"{seen} output tokens in the records of {len(records)} requests at "
+                f"{rate} per second, and {made} on the engine's Prometheus page, in the last of "
+                "three tries",
+                expected="the same, within 2 %",
+                why="Two counts of one thing that differ mean that one of them is not to be "
+                "trusted, mostly the client's.",
+                hint="engine-counters",
+            )
+        summaries.append(learner.summarize(records, slo, offered_rps=rate))
+        got = plain(summaries[-1])
         expect(
             got["ok"] == len(records) == len(arrivals),
             observed=f"{len(records)} records, {got['ok']} of them ok, of {len(arrivals)} arrivals",
@@ -629,10 +625,8 @@ def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, 
             why="A few short requests a second are no load for this engine.",
             hint="failures-are-data",
         )
-        figure(f"TTFT p50 at {rate:g} requests/s", got["ttft_p50_s"] or 0.0, unit="s")
+        figure(f"TTFT p50 at {rate:g} requests/s", got["ttft_p50_s"], unit="s")
         figure(f"tokens/s at {rate:g} requests/s", got["output_tokens_per_s"], unit="tokens/s")
-        sweep.append((summary, records))
-    plain(learner.find_knee([summary for summary, _ in sweep]))
 
 
 # What the checks above stand on
@@ -735,11 +729,30 @@ def _expect_artifacts(folder: Path, ordered: list[Any]) -> None:
     )
 
 
-def _settled(engine: Any, at_least: int) -> int:
-    """The engine's count, once it has caught up with what its clients have received."""
+def _offered(learner: Any, engine: Any, arrivals: list[float]) -> tuple[list[Any], int]:
+    """Records of a run against the engine, and the tokens that the engine made in it."""
+
+    async def main() -> Any:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as http:
+            send = sender(http, engine, learner.Outcome, max_tokens=8)
+            return await learner.run_open_loop(send, arrivals)
+
+    before = _when_idle(engine)
+    records = run_slowly(main(), seconds=60)
+    wanted = before + sum(r.output_tokens for r in records)
     for _ in range(50):
-        made = engine.counters().generated_tokens
-        if made >= at_least:
+        if (made := engine.counters().generated_tokens) >= wanted:
             break
         time.sleep(0.1)
-    return made
+    return records, made - before
+
+
+def _when_idle(engine: Any) -> int:
+    """The engine's count of tokens, once nobody uses it; or after a while anyway."""
+    for _ in range(100):
+        counters = engine.counters()
+        if counters.running == 0:
+            break
+        time.sleep(0.1)
+    return counters.generated_tokens

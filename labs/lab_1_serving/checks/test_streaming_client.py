@@ -566,7 +566,7 @@ def test_cancelling_closes_the_connection_and_is_not_retried(learner, rng):
 
 
 def test_live_an_answer_of_the_engine_survives_faults_on_the_way(learner, engine, figure):
-    payload = {**PAYLOAD, "model": engine.model, "max_tokens": 24}
+    payload = {**PAYLOAD, "model": engine.model, "max_tokens": 12}
     plans = [_busy(429, "1"), Plan(events=4, then="drop"), Plan(events=3, then="cut")]
     seen = call_through_proxy(
         learner, upstream(engine.root_url), plans, payload, read_timeout_s=100.0, hang_s=110.0
@@ -605,7 +605,7 @@ def test_live_cancelling_frees_the_engine(learner, engine, figure):
             task = asyncio.create_task(learner.stream_chat(http, proxy.base_url, payload))
             ended = await cancel_when_streaming(task, proxy, events=5)
             closed = await soon(proxy.exchanges[0].client_left)
-            for _ in range(100):
+            for _ in range(600):
                 if idle := engine.counters().running == 0:
                     break
                 await asyncio.sleep(0.1)
@@ -615,7 +615,7 @@ def test_live_cancelling_frees_the_engine(learner, engine, figure):
     expect(
         ended == "cancelled" and closed and idle and generated < tokens,
         observed=f"stream_chat ended as: {ended}; connection closed: {closed}; engine idle within "
-        f"10 s: {idle}; tokens generated: {generated:.0f} of {tokens}",
+        f"60 s: {idle}; tokens generated: {generated:.0f} of {tokens}",
         expected="cancelled, closed, idle, and generation stopped before its end",
         why="An engine that goes on for a user who has left serves the ones who wait later.",
         hint="cancel",
