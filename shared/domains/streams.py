@@ -13,7 +13,7 @@ none                nothing                                                     
 season              nothing new: one column tilts with the month, as in each year of   resampling
                     the reference
 sudden              rows come from a later period of the domain's own history          real drift
-gradual             a tenth of the rows more each month comes from that period         real drift
+gradual             each month 15 % of the rows more come from that period             real drift
 one_feature         one numeric column is 0.6 standard deviations higher or lower      injected
 missing_values      15 % of one column's values go missing                             injected
 unit_change         half the rows carry one column in another unit                     injected
@@ -49,7 +49,7 @@ MONTHS = 12
 ONSETS = (3, 6)
 """First and last window in which a drift may begin, counted from 0."""
 
-GRADUAL_STEP = 0.1
+GRADUAL_STEP = 0.15
 SHIFT_SD = 0.6
 MISSING_SHARE = 0.15
 UNIT_SHARE = 0.5
@@ -185,7 +185,7 @@ _STORIES = {
     "none": "nothing changes",
     "season": "one column tilts with the month, each year alike",
     "sudden": "rows come from a later period at once",
-    "gradual": "each month a tenth of the rows more comes from a later period",
+    "gradual": "each month 15 % of the rows more come from a later period",
     "label_shift": f"the odds of the target are {ODDS_FACTOR} times as high",
 }
 
