@@ -35,6 +35,9 @@ STOP_GRACE_S = 10.0
 TOKEN_VARIABLE = "LABS_ENGINE_TOKEN"
 """Every process of a managed engine carries its start's token in its environment."""
 
+# OpenMP threads that wait for each other by spinning keep one another from the core that the
+# awaited one needs as soon as anything else runs on the machine: answers then take ten times longer.
+_PORTABLE_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 _NAMES = {"vllm-gpu": "vLLM on the GPU", "vllm-cpu": "vLLM on the CPU", "portable": "llama.cpp"}
 
 
@@ -72,7 +75,7 @@ class Plan:
         root = f"http://{HOST}:{port}"
         return LaunchSpec(
             argv=self._portable_argv(port) if portable else self._vllm_argv(port),
-            env=_environment({} if portable else self._vllm_env()),
+            env=_environment(_PORTABLE_ENV if portable else self._vllm_env()),
             health_url=f"{root}/health",
             models_url=f"{root}/v1/models",
         )
@@ -104,6 +107,8 @@ class Plan:
             *("--dtype", "bfloat16", "--max-model-len", str(self.max_model_len)),
             *device,
             *("--host", HOST, "--port", str(port)),
+            # They are asked for all the time, and would bury what matters in the log.
+            *("--disable-access-log-for-endpoints", "/health,/metrics"),
         ]
 
     def _vllm_env(self) -> dict[str, str]:

@@ -251,6 +251,8 @@ def _await_engine(folder: StateFolder, record: Record, tell: Progress) -> Engine
 
 def _with_advice(record: Record) -> str:
     """The failure, and what to do about it where the reason is in the model cache."""
+    if os.environ.get("MODEL"):
+        return f"{record.failure} It was to serve MODEL={record.plan.model_path}."
     damaged = forget_damaged()
     if damaged:
         return (

@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 from shared.models.catalog import SMOLLM2
 from shared.models.gguf_header import GGUFError, hf_config
-from shared.models.store import ModelError, Progress, smollm2_bf16, smollm2_gguf
+from shared.models.store import (
+    ModelError,
+    Progress,
+    forget_damaged,
+    smollm2_bf16,
+    smollm2_gguf,
+)
 
 EngineName = Literal["vllm", "portable"]
 
@@ -38,8 +44,15 @@ def served_model(wanted: EngineName, progress: Progress | None = None) -> Served
         path = _checked_override(Path(override).expanduser(), wanted)
         name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-") or "model"
     else:
-        path = smollm2_gguf(progress) if wanted == "portable" else smollm2_bf16(progress)
-        name = SMOLLM2.name
+        fetch = smollm2_gguf if wanted == "portable" else smollm2_bf16
+        path, name = fetch(progress), SMOLLM2.name
+        try:
+            _config(path)
+        except ModelError:
+            # Of the right size and age, and yet damaged: hash everything, and mend it now.
+            if not forget_damaged():
+                raise
+            path = fetch(progress)
     return ServedModel(path.resolve(), name, _config(path))
 
 
