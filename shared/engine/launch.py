@@ -36,7 +36,7 @@ TOKEN_VARIABLE = "LABS_ENGINE_TOKEN"
 """Every process of a managed engine carries its start's token in its environment."""
 
 # OpenMP threads that wait for each other by spinning keep one another from the core that the
-# awaited one needs as soon as anything else runs on the machine: answers then take ten times longer.
+# awaited one needs, as soon as anything else runs on the machine: ten times slower, measured.
 _PORTABLE_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
 _NAMES = {"vllm-gpu": "vLLM on the GPU", "vllm-cpu": "vLLM on the CPU", "portable": "llama.cpp"}
 
