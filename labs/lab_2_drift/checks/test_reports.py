@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 from evidently.ui.workspace import Workspace
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from support.registry import new_experiment, new_store
 
 from shared.domains.tabular import load_tabular
-from shared.grading.expect import expect, expect_equal, expect_raises, number, plain
+from shared.grading.expect import expect, expect_equal, expect_raises, fail, number, plain
 
 NUMERIC = ("amount", "age", "children")
 CATEGORICAL = ("channel", "region")
@@ -262,7 +263,7 @@ def test_a_published_report_is_saved_as_page_and_numbers(learner, rng, tmp_path)
 
 def test_a_published_report_is_logged_to_mlflow(learner, rng, tmp_path):
     snapshot, published, client, _uri = _published(learner, rng, tmp_path)
-    run = client.get_run(str(plain(published.run_id)))
+    run = _run(client, published)
     experiment = client.get_experiment_by_name("monitoring")
     expect(
         run.info.experiment_id == experiment.experiment_id and run.info.status == "FINISHED",
@@ -319,7 +320,7 @@ def test_reports_of_one_project_come_together_in_the_workspace(learner, rng, tmp
     snapshot = _build(learner, reference, current, max_share=0.5)
     second = _publish(learner, snapshot, tmp_path, uri, folder="april")
     expect_equal(
-        (plain(second.passed), client.get_run(second.run_id).data.tags.get("drift_report")),
+        (plain(second.passed), _run(client, second).data.tags.get("drift_report")),
         (False, "failed"),
         what="verdict and tag with 3 of 5 columns drifted and max_share 0.5",
         why="A report that always passes is worse than none.",
@@ -455,6 +456,19 @@ def _published(learner, rng, tmp_path: Path):
     new_experiment(uri, tmp_path)
     published = _publish(learner, snapshot, tmp_path, uri, folder="march")
     return snapshot, published, MlflowClient(uri), uri
+
+
+def _run(client: MlflowClient, published: Any):
+    run_id = str(plain(published.run_id))
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        fail(
+            observed=f"run_id {run_id!r}, of which the tracking store says: {str(error)[:150]}",
+            expected="the id of a run in the store at tracking_uri",
+            why="Whoever reads the result looks the run up by its id.",
+            hint="log",
+        )
 
 
 def _content(snapshot: Any) -> dict:
