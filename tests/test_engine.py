@@ -455,8 +455,7 @@ def test_it_starts_where_there_is_no_network_but_loopback(state: Path) -> None:
 def test_vllm_starts_answers_counts_and_dies_with_its_keeper(state: Path) -> None:
     if launch.vllm_unavailable() or not launch.engine_python().exists():
         pytest.skip("vLLM is not installed here")
-    memory = Path("/dev/shm")
-    shared = set(memory.iterdir()) if memory.is_dir() else set()
+    before_it = set(Path("/dev/shm").glob("psm_*"))
     engine = ensure_engine("vllm")
     assert engine.kind.startswith("vllm-")
     assert engine.max_model_len == 2048
@@ -480,8 +479,7 @@ def test_vllm_starts_answers_counts_and_dies_with_its_keeper(state: Path) -> Non
     assert len(started_for(state)) > 3  # vLLM has processes of its own
     os.kill(record_of("vllm").keeper.pid, signal.SIGKILL)
     assert wait_until(lambda: not started_for(state), timeout=20)
-    if shared:
-        assert wait_until(lambda: set(memory.iterdir()) <= shared, timeout=5)
+    assert wait_until(lambda: set(Path("/dev/shm").glob("psm_*")) <= before_it, timeout=5)
 
 
 def _ready(url: str) -> bool:

@@ -90,9 +90,7 @@ def end_owned(token: str, leader: ProcessId | None = None, grace: float = 0.0) -
         if time.monotonic() > deadline:
             return False
         time.sleep(_POLL_S)
-    for path in shared:
-        with suppress(OSError):
-            path.unlink()
+    _remove_shared_memory(shared)
     shutil.rmtree(_scratch(token), ignore_errors=True)
     return True
 
@@ -108,16 +106,25 @@ def _scratch(token: str) -> Path:
     return Path(tempfile.gettempdir()) / f"labs-engine-{token[:16]}"
 
 
-def _shared_memory(processes: list[ProcessId]) -> set[Path]:
-    """Python's shared memory and semaphores that these processes have open (Linux)."""
-    found: set[Path] = set()
+def _shared_memory(processes: list[ProcessId]) -> set[int]:
+    """File numbers of the shared memory and semaphores that these processes use (Linux)."""
+    found: set[int] = set()
     for process in processes:
         with suppress(OSError), open(f"/proc/{process.pid}/maps", encoding="utf-8") as maps:
-            for line in maps:
-                path = line.partition("/dev/shm/")[2].strip()
-                if path.startswith(("psm_", "sem.mp-")) and "/" not in path:
-                    found.add(Path("/dev/shm") / path)
+            # A semaphore is mapped under a first name that it loses at once; its number stays.
+            found |= {int(line.split()[4]) for line in maps if " /dev/shm/" in line}
     return found
+
+
+def _remove_shared_memory(numbers: set[int]) -> None:
+    """Remove Python's shared memory and semaphores that have these file numbers."""
+    if not numbers:
+        return
+    with suppress(OSError), os.scandir("/dev/shm") as entries:
+        for entry in entries:
+            if entry.name.startswith(("psm_", "sem.mp-")) and entry.inode() in numbers:
+                with suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def _owned_linux(marker: bytes) -> list[ProcessId]:

@@ -42,7 +42,8 @@ def served_model(wanted: EngineName, progress: Progress | None = None) -> Served
     override = os.environ.get("MODEL", "").strip()
     if override:
         path = _checked_override(Path(override).expanduser(), wanted)
-        name = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-") or "model"
+        own = (path.stem if path.is_file() else path.resolve().name).lower()
+        name = re.sub(r"[^a-z0-9._-]+", "-", own).strip("-") or "model"
     else:
         fetch = smollm2_gguf if wanted == "portable" else smollm2_bf16
         path, name = fetch(progress), SMOLLM2.name

