@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from support.running_gateway import CHAT, Answer, RunningGateway, serving
 from support.scripted_upstream import (
     PATIENCE_S,
@@ -35,6 +36,8 @@ QUESTION = {"model": "m", "messages": [{"role": "user", "content": "Capital of F
 STREAMED = QUESTION | {"stream": True}
 SLOW_S = 300.0
 """A deadline that no check reaches."""
+ENGINE_PATIENCE_S = 100.0
+"""How long a check waits for the real engine, which may be busy with other work."""
 
 
 def test_a_known_client_gets_the_upstreams_answer(learner, rng):
@@ -318,7 +321,8 @@ def test_the_upstreams_refusals_keep_status_body_and_retry_after(learner, rng):
 def test_upstream_failures_are_502_or_503_and_tell_nothing_of_the_inside(learner, rng):
     keys = draw_keys(rng, 1)
     key = next(iter(keys.values()))
-    inside = f"Traceback: CUDA out of memory at gpu-{rng.integers(100)}.internal /srv/engine.py"
+    secret = ["Traceback", "CUDA", f"gpu-{rng.integers(100)}.internal", "/srv/engine.py"]
+    inside = " ".join(secret)
     wait = str(int(rng.integers(1, 60)))
     cases = {
         "an upstream that answers 500": (answer(500, inside), 502, None),
@@ -349,7 +353,7 @@ def test_upstream_failures_are_502_or_503_and_tell_nothing_of_the_inside(learner
                     why="A client that is told when to come back does; one that is not hammers on.",
                     hint="retry-after",
                 )
-                leaks = [w for w in (str(upstream.port), *inside.split()) if w in got.text]
+                leaks = [w for w in (str(upstream.port), *secret) if w in got.text]
                 expect(
                     not leaks,
                     observed=f"the body {got.text[:300]!r} for {told}",
@@ -396,28 +400,7 @@ def test_a_request_goes_upstream_once_over_a_kept_connection(learner, rng):
         )
 
 
-def test_an_upstream_that_takes_too_long_is_a_504(learner, rng):
-    keys = draw_keys(rng, 1)
-    key = next(iter(keys.values()))
-    with serving(learner, complete, api_keys=keys, deadline_s=0.4) as (gateway, upstream):
-        for case, script, body in (
-            ("an upstream that never answers", hang, QUESTION),
-            ("an upstream that never begins its stream", hang, STREAMED),
-            ("an upstream that sends a byte now and then and never ends", trickle, QUESTION),
-        ):
-            upstream.script = script
-            got = gateway.ask(key=key, body=body)
-            expect_status(got, 504, f"{case}, with a deadline of 0.4 s", hint="deadline")
-            expect_refused(got, 504, case, "deadline")
-            expect(
-                upstream.wait_until(lambda: upstream.in_flight == 0),
-                observed=f"the connection to the upstream still open after the 504 ({case})",
-                expected="the upstream's request closed when the deadline has passed",
-                why="The engine goes on generating for nobody, and the next request waits behind.",
-                hint="client-leaves",
-            )
-
-
+@pytest.mark.limit(40)
 def test_slow_answers_do_not_keep_others_waiting(learner, rng):
     keys = draw_keys(rng, 1)
     headers = {"authorization": f"Bearer {next(iter(keys.values()))}"}
@@ -436,6 +419,7 @@ def test_slow_answers_do_not_keep_others_waiting(learner, rng):
                 )
                 for _ in range(many)
             ]
+            all_answered = asyncio.gather(*asks, return_exceptions=True)
             try:
                 all_there = await asyncio.to_thread(
                     upstream.wait_until, lambda: upstream.in_flight >= many
@@ -461,9 +445,11 @@ def test_slow_answers_do_not_keep_others_waiting(learner, rng):
                     "the next one gets its load.",
                     hint="blocking",
                 )
+                gate.open()
+                answers = await all_answered
             finally:
                 gate.open()
-                answers = await asyncio.gather(*asks, return_exceptions=True)
+                all_answered.cancel()
             return [a.status_code if isinstance(a, httpx.Response) else 0 for a in answers]
 
     with serving(learner, slow, api_keys=keys, deadline_s=SLOW_S) as (gateway, upstream):
@@ -475,6 +461,28 @@ def test_slow_answers_do_not_keep_others_waiting(learner, rng):
         why="Requests side by side must not break one another.",
         hint="blocking",
     )
+
+
+def test_an_upstream_that_takes_too_long_is_a_504(learner, rng):
+    keys = draw_keys(rng, 1)
+    key = next(iter(keys.values()))
+    with serving(learner, complete, api_keys=keys, deadline_s=0.4) as (gateway, upstream):
+        for case, script, body in (
+            ("an upstream that never answers", hang, QUESTION),
+            ("an upstream that never begins its stream", hang, STREAMED),
+            ("an upstream that sends a byte now and then and never ends", trickle, QUESTION),
+        ):
+            upstream.script = script
+            got = gateway.ask(key=key, body=body)
+            expect_status(got, 504, f"{case}, with a deadline of 0.4 s", hint="deadline")
+            expect_refused(got, 504, case, "deadline")
+            expect(
+                upstream.wait_until(lambda: upstream.in_flight == 0),
+                observed=f"the connection to the upstream still open after the 504 ({case})",
+                expected="the upstream's request closed when the deadline has passed",
+                why="The engine goes on generating for nobody, and the next request waits behind.",
+                hint="client-leaves",
+            )
 
 
 def test_a_stream_is_passed_on_piece_by_piece(learner, rng):
@@ -563,6 +571,7 @@ def test_a_stream_that_breaks_off_or_stalls_ends_with_an_error_event(learner, rn
             )
 
 
+@pytest.mark.limit(40)
 def test_a_client_that_leaves_frees_the_upstream(learner, rng):
     keys = draw_keys(rng, 1)
     auth = f"Authorization: Bearer {next(iter(keys.values()))}"
@@ -677,7 +686,9 @@ def test_logs_name_the_request_and_nothing_private(learner, rng):
 def test_the_real_engine_answers_and_streams_through_the_gateway(learner, rng, engine):
     keys = draw_keys(rng, 1)
     key = next(iter(keys.values()))
-    settings = learner.Settings(upstream_url=engine.root_url, api_keys=keys, deadline_s=90.0)
+    settings = learner.Settings(
+        upstream_url=engine.root_url, api_keys=keys, deadline_s=2 * ENGINE_PATIENCE_S
+    )
     chat = {
         "model": engine.model,
         "messages": [{"role": "user", "content": "Name three colours."}],
@@ -685,14 +696,14 @@ def test_the_real_engine_answers_and_streams_through_the_gateway(learner, rng, e
         "temperature": 0,
     }
     with RunningGateway(learner.create_app, settings) as gateway:
-        models = gateway.ask("GET", "/v1/models", key=key, patience_s=60.0)
+        models = gateway.ask("GET", "/v1/models", key=key, patience_s=ENGINE_PATIENCE_S)
         expect(
             models.status == 200 and engine.model in models.text,
             observed=f"{models} from GET /v1/models, in front of the real engine",
             expected=f"200 and the engine's model {engine.model!r}",
             why="Client libraries ask for the models before anything else.",
         )
-        whole = gateway.ask(key=key, body=chat, patience_s=60.0)
+        whole = gateway.ask(key=key, body=chat, patience_s=ENGINE_PATIENCE_S)
         expect_status(whole, 200, "a chat with the real engine")
         tokens = whole.json["usage"]["completion_tokens"]
         expect(
@@ -701,7 +712,7 @@ def test_the_real_engine_answers_and_streams_through_the_gateway(learner, rng, e
             expected="between 1 and the 12 asked for",
             why="Usage is what clients are billed by.",
         )
-        streamed = gateway.ask(key=key, body=chat | {"stream": True}, patience_s=60.0)
+        streamed = gateway.ask(key=key, body=chat | {"stream": True}, patience_s=ENGINE_PATIENCE_S)
         events = streamed.text.count("data: ")
         expect(
             streamed.status == 200
@@ -712,7 +723,9 @@ def test_the_real_engine_answers_and_streams_through_the_gateway(learner, rng, e
             why="The engine's own stream is what users see.",
             hint="stream-buffered",
         )
-        refused = gateway.ask(key=key, body=chat | {"messages": "no list"}, patience_s=60.0)
+        refused = gateway.ask(
+            key=key, body=chat | {"messages": "no list"}, patience_s=ENGINE_PATIENCE_S
+        )
         straight = ask_straight(engine, chat | {"messages": "no list"})
         expected = straight if 400 <= straight < 500 else 502
         expect_status(
@@ -736,7 +749,7 @@ def test_the_real_engine_is_let_go_when_a_client_leaves(learner, rng, engine):
 
     async def relay(exchange: Exchange) -> None:
         """Between gateway and engine, so that the check sees which of them hangs up first."""
-        limits = httpx.Timeout(60.0)
+        limits = httpx.Timeout(ENGINE_PATIENCE_S)
         async with (
             httpx.AsyncClient(trust_env=False, timeout=limits) as client,
             client.stream(
@@ -753,10 +766,13 @@ def test_the_real_engine_is_let_go_when_a_client_leaves(learner, rng, engine):
             await exchange.chunk(b"")
 
     counted = [0]
-    with serving(learner, relay, api_keys=keys, deadline_s=90.0) as (gateway, upstream):
+    with serving(learner, relay, api_keys=keys, deadline_s=2 * ENGINE_PATIENCE_S) as (
+        gateway,
+        upstream,
+    ):
         got = b""
         with (
-            httpx.Client(trust_env=False, timeout=60.0) as client,
+            httpx.Client(trust_env=False, timeout=ENGINE_PATIENCE_S) as client,
             client.stream("POST", gateway.url + CHAT, json=chat, headers=headers) as response,
         ):
             expect_equal(
@@ -838,7 +854,7 @@ def is_request_line(record: Any, wanted: list[str]) -> bool:
 
 def ask_straight(engine: Any, body: dict[str, Any]) -> int:
     """The status that the engine itself gives."""
-    with httpx.Client(trust_env=False, timeout=60.0) as client:
+    with httpx.Client(trust_env=False, timeout=ENGINE_PATIENCE_S) as client:
         return client.post(engine.root_url + CHAT, json=body).status_code
 
 

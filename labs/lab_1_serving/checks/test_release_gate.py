@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,9 +21,10 @@ import numpy as np
 from support.scripted_upstream import STREAM_HEADERS, Exchange, ScriptedUpstream
 from support.server_population import Server, bad_server, good_server, unlucky_server
 
+from shared.engine import EngineError
 from shared.grading.expect import expect, expect_equal, fail, plain
 
-GOOD, BAD_OF_EACH, SHORT = 80, 30, 40
+GOOD, BAD_OF_EACH, SHORT = 60, 24, 30
 VERDICTS = ("release", "block", "need_more_data")
 
 
@@ -71,7 +73,7 @@ def test_too_few_requests_are_neither_released_nor_blocked(learner, rng, figure)
     )
 
     for kind in ("errors", "a terrible tail", "error bursts"):
-        shorts = [bad_server(learner, rng, kind, short=True) for _ in range(SHORT // 4)]
+        shorts = [bad_server(learner, rng, kind, short=True) for _ in range(SHORT // 3)]
         judged = Judged(learner, shorts)
         expect(
             judged.counts["release"] == 0,
@@ -99,7 +101,7 @@ def test_good_servers_are_released(learner, rng, figure):
         judged.share("release") >= 0.9,
         observed=f"{judged.counts['need_more_data']} of {GOOD} good servers with long runs sent "
         f"back for more data, such as {judged.example('need_more_data')}",
-        expected=f"at least {int(0.9 * GOOD)} released",
+        expected=f"at least {math.ceil(0.9 * GOOD)} released",
         why="Every load test costs hours. A gate that always asks for another one never opens.",
         hint="enough",
     )
@@ -201,14 +203,19 @@ def test_servers_that_get_slower_are_blocked(learner, rng, figure):
 
 
 def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, figure):
-    gentle = asyncio.run(load(engine, engine.root_url, 24))
-    slowest_first = max(r.ttft_s for r in gentle if r.ttft_s is not None)
+    straight = asyncio.run(load(engine, engine.root_url))
+    firsts = [r.ttft_s for r in straight if r.ok and r.ttft_s is not None]
+    if len(firsts) < len(straight):
+        raise EngineError(
+            f"The engine answered only {len(firsts)} of {len(straight)} short chats. Is this "
+            "machine busy with something else?"
+        )
+    # A promise that this very run keeps, however busy the machine is.
     slo = given().SLO(
-        ttft_s=5 * slowest_first + 0.5,
-        latency_s=5 * max(r.latency_s for r in gentle) + 0.5,
+        ttft_s=1.25 * max(firsts),
+        latency_s=4 * max(r.latency_s for r in straight),
     )
     promise = learner.Promise(slo, ttft_share=0.8, latency_share=0.8, whole_share=0.8)
-    enough = 100
 
     async def spoilt(spoil: Callable[[Exchange, int], Any]) -> list[Any]:
         counted = [0]
@@ -218,7 +225,7 @@ def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, 
             await spoil(exchange, counted[0])
 
         with ScriptedUpstream(relay) as proxy:
-            return await load(engine, proxy.url, enough)
+            return await load(engine, proxy.url)
 
     async def pass_on(exchange: Exchange, *, last_event: bool = True) -> None:
         async with (
@@ -241,30 +248,26 @@ def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, 
             await exchange.chunk(b"")
 
     async def delays(exchange: Exchange, number: int) -> None:
-        if number % 5 < 3:
-            await asyncio.sleep(slo.ttft_s * 1.2)
+        if number % 2:
+            await asyncio.sleep(slo.ttft_s * 1.05)
         await pass_on(exchange)
 
     async def fails(exchange: Exchange, number: int) -> None:
-        if number % 5 < 3:
+        if number % 2:
             await exchange.whole(503, b'{"error": {"message": "no capacity left"}}')
         else:
             await pass_on(exchange)
 
     async def breaks_off(exchange: Exchange, number: int) -> None:
-        await pass_on(exchange, last_event=number % 5 >= 3)
+        await pass_on(exchange, last_event=number % 2 == 0)
 
     expect_verdict(
-        learner,
-        asyncio.run(load(engine, engine.root_url, enough)),
-        promise,
-        "release",
-        "the real engine as it is, against a generous promise",
+        learner, straight, promise, "release", "the real engine, against a promise that it kept"
     )
     for spoil, what in (
-        (delays, "the real engine behind a proxy that delays three first tokens of five"),
-        (fails, "the real engine behind a proxy that answers three of five with 503"),
-        (breaks_off, "the real engine behind a proxy that breaks off three streams of five"),
+        (delays, "the real engine behind a proxy that delays every second first token"),
+        (fails, "the real engine behind a proxy that answers every second request with 503"),
+        (breaks_off, "the real engine behind a proxy that breaks off every second stream"),
     ):
         expect_verdict(learner, asyncio.run(spoilt(spoil)), promise, "block", what)
 
@@ -355,7 +358,7 @@ def expect_abstains(judged: Judged, what: str, hint: str) -> None:
         judged.share("need_more_data") >= 0.9,
         observed=f"{judged.counts['release']} released and {judged.counts['block']} blocked, of "
         f"{judged.counts.total()} {what}, such as {judged.example('release', 'block')}",
-        expected=f"'need_more_data' for at least {int(0.9 * judged.counts.total())}",
+        expected=f"'need_more_data' for at least {math.ceil(0.9 * judged.counts.total())}",
         why="Thirty requests without a failure look the same at 0 % and at 5 % failures. A verdict "
         "on them is a coin toss that somebody will believe.",
         hint=hint,
@@ -372,7 +375,7 @@ def expect_blocked(
         judged.share("block") >= 0.9,
         observed=f"{judged.counts['block']} of {BAD_OF_EACH} servers with {kind} blocked. Missed "
         f"was, for one, {judged.example('release', 'need_more_data')}",
-        expected=f"at least {int(0.9 * BAD_OF_EACH)} blocked",
+        expected=f"at least {math.ceil(0.9 * BAD_OF_EACH)} blocked",
         why=why,
         hint=hint,
     )
@@ -388,14 +391,14 @@ def expect_verdict(learner: Any, records: list[Any], promise: Any, wanted: str, 
         got == wanted,
         observed=f"{got!r} ({'; '.join(reasons)[:300]}) for {what}: {len(records)} requests, "
         f"{failed} failed, {late} without a first token in time",
-        expected=f"{wanted!r} under a promise of {promise.ttft_share:.0%}, {len(records)} requests "
-        "being ten times 1 / a",
+        expected=f"{wanted!r} under a promise of {promise.ttft_share:.0%}; {len(records)} requests "
+        "are more than 10 / a",
         why="What holds for simulated servers has to hold for the one you run.",
         hint="live",
     )
 
 
-async def load(engine: Any, root_url: str, count: int) -> list[Any]:
+async def load(engine: Any, root_url: str, count: int = 60) -> list[Any]:
     """Send `count` short chats, eight at a time, and write down what came of them."""
     start = time.monotonic()
     limit = asyncio.Semaphore(8)

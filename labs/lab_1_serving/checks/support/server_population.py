@@ -242,7 +242,7 @@ def _healthy(
     n = int(rng.uniform(0.25, 0.8) * enough) if short else int(rng.uniform(15, 22) * enough)
     queue = _Queue.draw(rng)
     run = queue.serve(rng, n)
-    known = queue.serve(rng, 4000)
+    known = queue.serve(rng, 3000)
     slo = {
         "ttft_s": _limit(known.ttft, 1 - terms.ttft_share, rng),
         "latency_s": _limit(known.latency, 1 - terms.latency_share, rng),

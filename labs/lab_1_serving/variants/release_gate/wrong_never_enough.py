@@ -1,7 +1,7 @@
 """Asks for ten thousand requests whatever was promised.
 
-caught-by: test_a_decision_is_a_verdict_with_its_reasons
-hint: plain-cases
+caught-by: test_good_servers_are_released
+hint: enough
 """
 
 from __future__ import annotations
