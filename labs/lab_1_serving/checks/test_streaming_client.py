@@ -20,6 +20,7 @@ from support.streaming import (
     call_through_proxy,
     cancel_when_streaming,
     client,
+    data_of,
     events,
     recording_sleep,
     run,
@@ -646,7 +647,7 @@ async def _pieces_read_at_each_event(learner: Any, line_end: str) -> list[int]:
             read += 1
             yield f"data: {read}{line_end}{line_end}".encode()
 
-    return [read async for _ in learner.sse_data(pieces())]
+    return [read async for _ in data_of(learner, pieces())]
 
 
 def _expect_words(error: BaseException, words: str) -> None:

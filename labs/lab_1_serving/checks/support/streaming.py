@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def events(learner: Any, pieces: Sequence[bytes], *, hint: str) -> list[Any]:
             yield piece
 
     async def collect() -> list[Any]:
-        return [plain(data) async for data in learner.sse_data(source())]
+        return [plain(data) async for data in data_of(learner, source())]
 
     try:
         return run(collect(), hint=hint)
@@ -155,6 +156,22 @@ def events(learner: Any, pieces: Sequence[bytes], *, hint: str) -> list[Any]:
             why="An exception in the middle of a stream is a half answer on the user's screen.",
             hint=hint,
         )
+
+
+async def data_of(learner: Any, chunks: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    """What `sse_data` yields; without a yield in it, it is a coroutine and yields nothing."""
+    stream = learner.sse_data(chunks)
+    if inspect.iscoroutine(stream):
+        stream = await stream
+    if not hasattr(stream, "__aiter__"):
+        fail(
+            observed=f"sse_data gave a {type(stream).__name__}",
+            expected="an asynchronous iterator: an async def with yield in it",
+            why="The caller takes events one by one, while the answer is still being written.",
+            hint="as-it-comes",
+        )
+    async for data in stream:
+        yield data
 
 
 async def cancel_when_streaming(
