@@ -31,6 +31,7 @@ class ChildSpec(BaseModel):
     scratch: str
     environment: dict[str, str]
     preload: list[str] = []
+    stop_at_first_failure: bool = False
 
 
 def preload(modules: list[str]) -> None:
@@ -75,6 +76,7 @@ def run_checks(spec: ChildSpec, event_fd: int, output_fd: int, stack_fd: int) ->
                 "-p", "no:faulthandler",
                 "--noconftest",
                 "--capture=no",
+                *(["--exitfirst"] if spec.stop_at_first_failure else []),
                 "-c", str(Path(__file__).with_name("checks.ini")),
                 "--rootdir", spec.lab_folder,
                 "--basetemp", str(Path(spec.scratch) / "tmp"),

@@ -153,7 +153,9 @@ def try_plan(
         seed=seed,
     )
     build_engine_environment(request)
-    result = runner.grade(request.grading(console, None), SilentWatcher())
+    grading = request.grading(console, None)
+    grading.stop_at_first_failure = plan.kind in ("starter", "wrong")
+    result = runner.grade(grading, SilentWatcher())
     return plan.fault(result.tasks[0]), result.seconds
 
 

@@ -54,6 +54,8 @@ class Grading:
     Attributes:
         start_engine: starts or reuses the model server, or raises `NoEngine`.
         not_proven: what this run cannot show, known beforehand.
+        fresh: grade everything, also what an interrupted run had finished.
+        stop_at_first_failure: leave a task at its first failure; enough to see what catches it.
     """
 
     lab: Lab
@@ -64,6 +66,7 @@ class Grading:
     start_engine: Callable[[], RunningEngine] | None = None
     not_proven: list[str] = field(default_factory=list)
     fresh: bool = False
+    stop_at_first_failure: bool = False
 
 
 class Watcher(Protocol):
@@ -251,6 +254,7 @@ class _Run:
             scratch=str(scratch),
             environment=environment,
             preload=task.preload,
+            stop_at_first_failure=grading.stop_at_first_failure,
         )
         try:
             end = self._process.run(spec, grading.target)
