@@ -594,12 +594,15 @@ def test_a_sweep_is_logged_to_mlflow_with_its_records_and_plot(learner, rng, tmp
 # The running engine
 
 
+@pytest.mark.limit(240)
 def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, figure):
     slo, summaries = _slo(rng, ttft_s=2.0, latency_s=6.0), []
-    for rate in (2.0, 5.0):
+    alone_s = _seconds_of_one_request(learner, engine)
+    # As many requests on a slow machine as on a quick one: below what it can do, and above.
+    for rate, wanted in ((0.5 / alone_s, 5), (3.0 / alone_s, 12)):
         arrivals = []
         while len(arrivals) < 3:
-            arrivals = plain(learner.poisson_arrivals(rate, 3.0, rng))
+            arrivals = plain(learner.poisson_arrivals(rate, wanted / rate, rng))
         # Somebody else's request in between makes the engine's count the higher one: once more.
         for _ in range(3):
             records, made = _offered(learner, engine, arrivals)
@@ -608,9 +611,8 @@ def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, 
                 break
         else:
             fail(
-                observed=f"{seen} output tokens in the records of {len(records)} requests at "
-                f"{rate} per second, and {made} on the engine's Prometheus page, in the last of "
-                "three tries",
+                observed=f"{seen} output tokens in the records of {len(records)} requests, and "
+                f"{made} on the engine's Prometheus page, in the last of three tries",
                 expected="the same, within 2 %",
                 why="Two counts of one thing that differ mean that one of them is not to be "
                 "trusted, mostly the client's.",
@@ -622,11 +624,12 @@ def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, 
             got["ok"] == len(records) == len(arrivals),
             observed=f"{len(records)} records, {got['ok']} of them ok, of {len(arrivals)} arrivals",
             expected="all arrivals answered",
-            why="A few short requests a second are no load for this engine.",
+            why="The engine queues what it has no room for, so a few short requests all get "
+            "their answer.",
             hint="failures-are-data",
         )
-        figure(f"TTFT p50 at {rate:g} requests/s", got["ttft_p50_s"], unit="s")
-        figure(f"tokens/s at {rate:g} requests/s", got["output_tokens_per_s"], unit="tokens/s")
+        figure(f"TTFT p50 at {rate:.2g} requests/s", got["ttft_p50_s"], unit="s")
+        figure(f"tokens/s at {rate:.2g} requests/s", got["output_tokens_per_s"], unit="tokens/s")
 
 
 # What the checks above stand on
@@ -734,18 +737,27 @@ def _offered(learner: Any, engine: Any, arrivals: list[float]) -> tuple[list[Any
 
     async def main() -> Any:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits) as http:
-            send = sender(http, engine, learner.Outcome, max_tokens=8)
+        async with httpx.AsyncClient(trust_env=False, timeout=90, limits=limits) as http:
+            send = sender(http, engine, learner.Outcome, max_tokens=6)
             return await learner.run_open_loop(send, arrivals)
 
     before = _when_idle(engine)
-    records = run_slowly(main(), seconds=60)
+    records = run_slowly(main(), seconds=100)
     wanted = before + sum(r.output_tokens for r in records)
     for _ in range(50):
         if (made := engine.counters().generated_tokens) >= wanted:
             break
         time.sleep(0.1)
     return records, made - before
+
+
+def _seconds_of_one_request(learner: Any, engine: Any) -> float:
+    """How long one takes on this machine now, within bounds that keep the check short."""
+    for _ in range(2):  # the first one warms the engine up
+        began = time.perf_counter()
+        _offered(learner, engine, [0.0])
+        took = time.perf_counter() - began
+    return min(max(took, 0.1), 1.5)
 
 
 def _when_idle(engine: Any) -> int:

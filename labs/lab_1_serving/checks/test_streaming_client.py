@@ -12,6 +12,7 @@ from email.utils import format_datetime
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from support.faulty_proxy import RECORDED, FaultyProxy, Plan, content_of, recorded, upstream
 from support.streaming import (
     ON_THE_WAY,
@@ -566,11 +567,12 @@ def test_cancelling_closes_the_connection_and_is_not_retried(learner, rng):
 # The running engine
 
 
+@pytest.mark.limit(180)
 def test_live_an_answer_of_the_engine_survives_faults_on_the_way(learner, engine, figure):
-    payload = {**PAYLOAD, "model": engine.model, "max_tokens": 12}
+    payload = {**PAYLOAD, "model": engine.model, "max_tokens": 8}
     plans = [_busy(429, "1"), Plan(events=4, then="drop"), Plan(events=3, then="cut")]
     seen = call_through_proxy(
-        learner, upstream(engine.root_url), plans, payload, read_timeout_s=100.0, hang_s=110.0
+        learner, upstream(engine.root_url), plans, payload, read_timeout_s=100.0, hang_s=170.0
     )
     got = seen.answer(after="a 429, a dropped connection and a cut stream", hint="try-again")
     last = seen.exchanges[-1]
@@ -596,6 +598,7 @@ def test_live_an_answer_of_the_engine_survives_faults_on_the_way(learner, engine
     )
 
 
+@pytest.mark.limit(180)
 def test_live_cancelling_frees_the_engine(learner, engine, figure):
     tokens = min(600, engine.max_model_len // 2)
     payload = {**PAYLOAD, "model": engine.model, "max_tokens": tokens, "ignore_eos": True}
@@ -612,7 +615,7 @@ def test_live_cancelling_frees_the_engine(learner, engine, figure):
                 await asyncio.sleep(0.1)
         return ended, closed, idle, engine.counters().generated_tokens - before
 
-    ended, closed, idle, generated = run(cancel(), hint="cancel", hang_s=110.0)
+    ended, closed, idle, generated = run(cancel(), hint="cancel", hang_s=170.0)
     expect(
         ended == "cancelled" and closed and idle and generated < tokens,
         observed=f"stream_chat ended as: {ended}; connection closed: {closed}; engine idle within "
