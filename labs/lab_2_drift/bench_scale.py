@@ -163,10 +163,11 @@ def in_memory(reference: pd.DataFrame, current: pd.DataFrame) -> dict[str, dict[
     for name in NUMERIC:
         old, new = reference[name].dropna(), current[name].dropna()
         edges = np.unique(old.quantile(np.arange(1, 10) / 10))
-        shares = [
-            np.bincount(np.searchsorted(edges, side), minlength=len(edges) + 1) / len(side)
-            for side in (old, new)
-        ]
+        shares = []
+        for there, side in ((old, reference[name]), (new, current[name])):
+            bins = np.searchsorted(edges, there, side="right")
+            counts = np.bincount(bins, minlength=len(edges) + 1)
+            shares.append(np.append(counts, len(side) - len(there)) / len(side))
         drift[name] = {
             "psi": psi(*shares),
             "ks": float(ks_2samp(old, new, method="asymp").statistic),
@@ -184,7 +185,7 @@ def in_memory(reference: pd.DataFrame, current: pd.DataFrame) -> dict[str, dict[
 
 def psi(reference: np.ndarray, current: np.ndarray) -> float:
     """Population stability index of two sets of shares."""
-    r, c = np.maximum(reference, 1e-4), np.maximum(current, 1e-4)
+    r, c = (np.where(shares == 0, 1e-4, shares) for shares in (reference, current))
     return float(np.sum((c - r) * np.log(c / r)))
 
 

@@ -27,7 +27,7 @@ BINS = 10
 GRID = 200
 """Quantiles of the reference at which the Kolmogorov-Smirnov statistic looks."""
 FLOOR = 1e-4
-"""Smallest share that enters a PSI, so that an empty bin gives no infinity."""
+"""The share that PSI takes for a bin that is empty in one window."""
 MAX_CATEGORIES = 1_000
 """A column with more is an identifier; its summary would grow with the rows."""
 
@@ -47,8 +47,9 @@ S = TypeVar("S", bound=Summary)
 class NumericPlan:
     """Where a numeric column is cut, decided once from the reference.
 
-    `edges` rise strictly. `bin_edges` are some of them: the PSI's bins are
-    ``(-inf, b[0]], (b[0], b[1]], ..., (b[-1], inf)``. Without edges there is one bin.
+    `edges` rise strictly. `bin_edges` are some of them, and cut the PSI's bins: a value on a bin
+    edge belongs to the bin above it, the first bin is open below and the last one above. Without
+    edges there is one bin.
     """
 
     edges: tuple[float, ...]
@@ -441,17 +442,18 @@ def reduce_partitions(
 def numeric_drift(reference: NumericSummary, current: NumericSummary) -> NumericDrift:
     """Compare two summaries of a numeric column that share a plan.
 
-    - `psi`: sum over the plan's bins of ``(c - r) * ln(c / r)``, with c and r the shares of the
-      current and reference values in the bin, each no less than `FLOOR`. Missing values are in
-      no bin.
-    - `ks`: the largest distance between the two cumulative distributions, looked for just below
-      and at every edge.
+    - `psi`: sum over the plan's bins, and one more for missing values, of
+      ``(c - r) * ln(c / r)``, with c and r the bin's shares of all current and reference rows. A
+      share of exactly 0 counts as `FLOOR`. It is the PSI of task 2.2, given the same bin edges.
+    - `ks`: the largest distance between the two cumulative distributions of the values, looked
+      for just below and at every edge.
     - `ks_error`: the largest share of the reference in one cell between two neighbouring edges
       (or beyond the first or last): inside a cell the distance grows by no more than that.
     - missing: share of all rows. Mean, standard deviation: of the values.
 
-    None: psi, ks and ks_error where either side has no values; a mean or standard deviation
-    where its side has none; a missing share where its side has no rows.
+    None: psi where either side has no rows; ks and ks_error where either side has no values; a
+    mean or standard deviation where its side has no values; a missing share where its side has
+    no rows.
 
     Raises:
         ValueError: the plans differ.
@@ -459,11 +461,14 @@ def numeric_drift(reference: NumericSummary, current: NumericSummary) -> Numeric
     if reference.plan != current.plan:
         raise ValueError("summaries with different edges cannot be compared")
     plan = reference.plan
-    psi = ks = ks_error = None
+    # A bin begins with the cell of the values that equal its lower edge.
+    starts = [0, *(2 * plan.edges.index(edge) + 1 for edge in plan.bin_edges)]
+    psi = _psi(
+        reference, current, *(np.add.reduceat(s.cells, starts) for s in (reference, current))
+    )
+    ks = ks_error = None
     if reference.present and current.present:
         r, c = reference.cells / reference.present, current.cells / current.present
-        ends = [2 * plan.edges.index(edge) + 2 for edge in plan.bin_edges]
-        psi = _psi(np.add.reduceat(r, [0, *ends]), np.add.reduceat(c, [0, *ends]))
         ks = float(np.max(np.abs(np.cumsum(c) - np.cumsum(r))[:-1], initial=0.0))
         ks_error = float(r[::2].max())
     return NumericDrift(
@@ -483,22 +488,20 @@ def numeric_drift(reference: NumericSummary, current: NumericSummary) -> Numeric
 def category_drift(reference: CategorySummary, current: CategorySummary) -> CategoryDrift:
     """Compare two summaries of a categorical column that share a plan.
 
-    `psi` as in `numeric_drift`, over the plan's categories and the unseen ones as one more. Where
-    neither side has an unseen value both shares are `FLOOR`, which adds nothing.
+    `psi` as in `numeric_drift`, over the plan's categories, one bin for all unseen ones together,
+    and one for missing values. (The PSI of task 2.2 gives each unseen value a bin of its own,
+    which takes memory for each.)
 
-    None: psi where either side has no values, `unseen_share` where the current side has none, a
-    missing share where its side has no rows.
+    None: psi where either side has no rows, `unseen_share` where the current side has no values,
+    a missing share where its side has no rows.
 
     Raises:
         ValueError: the plans differ.
     """
     if reference.plan != current.plan:
         raise ValueError("summaries with different categories cannot be compared")
-    psi = None
-    if reference.present and current.present:
-        psi = _psi(reference.counts / reference.present, current.counts / current.present)
     return CategoryDrift(
-        psi=psi,
+        psi=_psi(reference, current, reference.counts, current.counts),
         unseen_share=float(current.counts[-1] / current.present) if current.present else None,
         reference_missing=_missing(reference),
         current_missing=_missing(current),
@@ -556,8 +559,20 @@ def _merged(summaries: list[S]) -> S:
     return total
 
 
-def _psi(reference: NDArray[np.float64], current: NDArray[np.float64]) -> float:
-    r, c = np.maximum(reference, FLOOR), np.maximum(current, FLOOR)
+def _psi(
+    reference: NumericSummary | CategorySummary,
+    current: NumericSummary | CategorySummary,
+    reference_counts: NDArray[np.int64],
+    current_counts: NDArray[np.int64],
+) -> float | None:
+    if not (reference.rows and current.rows):
+        return None
+    r, c = (
+        np.append(counts, side.missing) / side.rows
+        for counts, side in ((reference_counts, reference), (current_counts, current))
+    )
+    # Empty on both sides: FLOOR against FLOOR adds nothing.
+    r, c = (np.where(shares == 0, FLOOR, shares) for shares in (r, c))
     return float(np.sum((c - r) * np.log(c / r)))
 
 
