@@ -35,6 +35,7 @@ from shared.engine import (
 from shared.engine.bench import measure_engine
 from shared.engine.loopback import get, get_json
 from shared.engine.ports import answers_for, free_port, in_use
+from shared.engine.processes import owned_processes
 from shared.engine.state import Record, StateFolder
 from shared.models import smollm2_gguf
 from shared.paths import ROOT
@@ -82,6 +83,18 @@ def record_of(wanted: launch.Wanted = "portable") -> Record:
     record = StateFolder().read(wanted)
     assert record is not None
     return record
+
+
+def shared_memory_of(token: str) -> set[Path]:
+    """Named shared memory that the engine's processes have mapped (Linux)."""
+    named = set()
+    for process in owned_processes(token):
+        for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+            path = Path(line.split(maxsplit=5)[-1])
+            if path.parent == Path("/dev/shm") and path.exists():
+                named.add(path)
+    assert named or sys.platform != "linux"
+    return named
 
 
 def chat(engine: Engine, **extra: Any) -> dict[str, Any]:
@@ -455,7 +468,6 @@ def test_it_starts_where_there_is_no_network_but_loopback(state: Path) -> None:
 def test_vllm_starts_answers_counts_and_dies_with_its_keeper(state: Path) -> None:
     if launch.vllm_unavailable() or not launch.engine_python().exists():
         pytest.skip("vLLM is not installed here")
-    before_it = set(Path("/dev/shm").glob("psm_*"))
     engine = ensure_engine("vllm")
     assert engine.kind.startswith("vllm-")
     assert engine.max_model_len == 2048
@@ -477,9 +489,10 @@ def test_vllm_starts_answers_counts_and_dies_with_its_keeper(state: Path) -> Non
         assert kv.tokens == kv.bytes // block_bytes * kv.block_tokens
 
     assert len(started_for(state)) > 3  # vLLM has processes of its own
+    memory = shared_memory_of(record_of("vllm").token)
     os.kill(record_of("vllm").keeper.pid, signal.SIGKILL)
     assert wait_until(lambda: not started_for(state), timeout=20)
-    assert wait_until(lambda: set(Path("/dev/shm").glob("psm_*")) <= before_it, timeout=5)
+    assert [path for path in memory if path.exists()] == []
 
 
 def _ready(url: str) -> bool:

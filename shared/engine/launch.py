@@ -37,7 +37,7 @@ TOKEN_VARIABLE = "LABS_ENGINE_TOKEN"
 
 # OpenMP threads that wait for each other by spinning keep one another from the core that the
 # awaited one needs, as soon as anything else runs on the machine: ten times slower, measured.
-_PORTABLE_ENV = {"OMP_WAIT_POLICY": "PASSIVE"}
+_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 _NAMES = {"vllm-gpu": "vLLM on the GPU", "vllm-cpu": "vLLM on the CPU", "portable": "llama.cpp"}
 
 
@@ -75,7 +75,7 @@ class Plan:
         root = f"http://{HOST}:{port}"
         return LaunchSpec(
             argv=self._portable_argv(port) if portable else self._vllm_argv(port),
-            env=_environment(_PORTABLE_ENV if portable else self._vllm_env()),
+            env=_environment(_PATIENT if portable else self._vllm_env()),
             health_url=f"{root}/health",
             models_url=f"{root}/v1/models",
         )
@@ -116,7 +116,9 @@ class Plan:
         loopback = {"VLLM_HOST_IP": HOST, "VLLM_LOOPBACK_IP": HOST}
         if self.kind == "vllm-gpu":
             return loopback
-        return loopback | {
+        return {
+            **loopback,
+            **_PATIENT,
             "VLLM_CPU_KVCACHE_SPACE": str(CPU_KV_CACHE_GIB),
             "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, available_cores())),
         }

@@ -12,7 +12,9 @@ _ERROR = re.compile(
     r"|\bERROR\b|\bCRITICAL\b|^E\s|^\S+ E \S|\berror:|[Ff]ailed to|[Cc]annot allocate|out of memory"
 )
 _NOISE = re.compile(r'^\s*File "|^\s*\^+\s*$|Traceback \(most recent|The above exception|~~\^')
-_VLLM_PREFIX = re.compile(r"^(\(\w+[^)]*pid=\d+\)\s*)?(ERROR|INFO|WARNING) [\d: -]+ \[[^\]]+\]\s*")
+_VLLM_PREFIX = re.compile(
+    r"^(\(\w+[^)]*pid=\d+\)\s*)?((?P<level>ERROR|INFO|WARNING) [\d: -]+ \[[^\]]+\]\s*)?"
+)
 
 
 def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
@@ -29,7 +31,19 @@ def read_tail(path: Path, limit: int = _TAIL_BYTES) -> str:
 def telling_lines(path: Path, limit: int = 8) -> list[str]:
     """The lines that most likely say what went wrong, oldest first; else the last ones."""
     lines = [line.rstrip() for line in read_tail(path).splitlines() if line.strip()]
-    plain = [_VLLM_PREFIX.sub("", line).strip() for line in lines if not _NOISE.search(line)]
-    errors = [line for line in plain if _ERROR.search(line)]
-    chosen = list(dict.fromkeys(errors))[-limit:] or plain[-limit:]
+    lines = [line for line in lines if not _NOISE.search(line)]
+    errors = [_plain(line) for line in lines if _tells(line)]
+    chosen = list(dict.fromkeys(errors))[-limit:] or [_plain(line) for line in lines[-limit:]]
     return [line[:300] for line in chosen]
+
+
+def _tells(line: str) -> bool:
+    prefix = _VLLM_PREFIX.match(line)
+    if prefix is not None and prefix["level"] not in (None, "ERROR"):
+        return False
+    return _ERROR.search(_plain(line)) is not None
+
+
+def _plain(line: str) -> str:
+    """The line without vLLM's prefix of process, time and source."""
+    return _VLLM_PREFIX.sub("", line).strip()

@@ -291,6 +291,8 @@ def _only_starter(folder: StateFolder, wanted: Wanted, tell: Progress) -> Iterat
                 f"Another command has been starting the engine for {limit:.0f} s. "
                 "Stop it, run `make engine-down`, and try again."
             ) from error
+    except OSError as error:
+        raise EngineError(f"The engine's folder {folder.folder} cannot be used: {error}") from error
     try:
         yield
     finally:
