@@ -262,7 +262,12 @@ _SOURCES: dict[str, _Source] = {
             "https://gt.rstudio.com/reference/sp500.html",
             "daily prices and volume of the S&P 500 index",
         ),
-        drift="(measured below)",
+        drift=(
+            "Covariate and prior drift, and with them calibration: 20-day volatility leaves the "
+            "calm of 1990-96 (PSI 4.2 in 1999-00, 5.3 in 2001-02), big moves go from 15 % of days "
+            "to 46 % and back to 12 %. A model of the reference ranks about as well as before "
+            "(AUC .59 to .73) and predicts 19 % in 1997-98, when 32 % come. No season."
+        ),
         read=_read_pickle,
         recipe=recipes.finance,
     ),
@@ -282,7 +287,13 @@ _SOURCES: dict[str, _Source] = {
             "https://rdrr.io/cran/DAAG/man/nassCDS.html",
             "US National Automotive Sampling System, Crashworthiness Data System",
         ),
-        drift="(measured below)",
+        drift=(
+            "Covariate drift: the fleet renews itself (model year, PSI .76 by 2002; airbags, "
+            "PSI .30), while age, sex and impact speed stay. Serious injuries fall from 39 % to "
+            "34 % and a model of the reference follows (AUC .72 to .75 throughout): drift without "
+            "decay. The same fact as vehicle age hardly drifts (PSI .02). The year is all that is "
+            "known of time, so no season can be seen. Sampling weights are left out."
+        ),
         read=_read_pickle,
         recipe=recipes.healthcare,
     ),
@@ -317,7 +328,15 @@ _SOURCES: dict[str, _Source] = {
             "https://dplyr.tidyverse.org/reference/storms.html",
             "NOAA National Hurricane Center, HURDAT2 best track data",
         ),
-        drift="(measured below)",
+        drift=(
+            "Instrument and practice drift: what is recorded as a storm's status changes (PSI .83 "
+            "by 2012-15; weak disturbances join the record, among them a status the reference "
+            "never saw). Intensification falls from 32 % to 25 % of records, a model of the "
+            "reference still predicts 33 %: prior drift and calibration; its ranking holds "
+            "(AUC .76 to .81). Rows of one storm resemble each other, and the season is in the "
+            "data: 83 % of records are of August to October. Diameters, which the source has since "
+            "2004 only, are left out."
+        ),
         read=_read_pickle,
         recipe=recipes.climate,
     ),
@@ -365,7 +384,13 @@ _SOURCES: dict[str, _Source] = {
             url="https://nannyml.readthedocs.io/en/stable/datasets/employment.html",
             origin="US Census Bureau, American Community Survey, public use microdata",
         ),
-        drift="(measured below)",
+        drift=(
+            "The negative control: 15 of 16 features stay, the rate of employment moves from "
+            "49.6 % to 50.5 %, the model that comes with it holds (AUC .90 to .91 each year). One "
+            'exception was found: ancestry (anc), whose "not reported" grows from 13.7 % to '
+            "17.2 %, PSI .01. The file lists 2018 by type of household: consecutive rows of it "
+            "differ, the years do not."
+        ),
         read=_read_parquet,
         recipe=recipes.control,
     ),
