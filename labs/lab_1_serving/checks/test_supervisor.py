@@ -456,7 +456,7 @@ def test_stop_may_come_twice_or_without_a_start_and_start_again_after_it(learner
             _expect_report(process.stop(grace_s=5), clean, f"the {round_} run", hint="stop-twice")
 
 
-@pytest.mark.limit(180)
+@pytest.mark.limit(300)
 def test_the_real_engine_starts_and_stops_without_a_trace(
     learner, engine, tmp_path, figure, monkeypatch
 ):
@@ -475,17 +475,20 @@ def test_the_real_engine_starts_and_stops_without_a_trace(
         before = {p.pid for p in psutil.Process().children(recursive=True)}
         family: list[int] = []
         try:
-            process.start(deadline_s=150)
+            process.start(deadline_s=250)
+            ours = {p.pid for p in psutil.Process().children()} - before
             family = [
                 p.pid for p in psutil.Process().children(recursive=True) if p.pid not in before
             ]
             models = httpx.get(spec.models_url, timeout=10, trust_env=False).json()["data"]
             report = process.stop(grace_s=20)
-            left = [pid for pid in family if state_of(pid) != "gone"]
+            # A zombie that is not our child is an orphan; reaping it is init's part.
+            states = {pid: settled_state(pid) for pid in family}
+            left = [p for p, s in states.items() if s == "running" or (s == "zombie" and p in ours)]
         except learner.ServerStartError as error:
             fail(
                 observed=f"{error.reason}; the end of its log: {show(error.log_tail[-5:], 900)}",
-                expected=f"a second {engine.kind} server to start within 150 s",
+                expected=f"a second {engine.kind} server to start within 250 s",
                 why="This is the server that you will supervise.",
                 hint="ask-health",
             )
@@ -499,11 +502,11 @@ def test_the_real_engine_starts_and_stops_without_a_trace(
         why="Ready means that requests are answered.",
         hint="readiness",
     )
-    figure("processes of the engine", len(family))
+    figure("processes of the engine, all ended", len(family))
     expect(
         not left,
         observed=f"{len(left)} of the engine's {len(family)} processes are left after stop; "
-        f"report: {_show(report)}",
+        f"{' and '.join(states[pid] for pid in left)}; report: {_show(report)}",
         expected="none",
         why="A worker that outlives its server keeps the accelerator's memory, and the next "
         "start fails for lack of it.",
