@@ -273,7 +273,7 @@ def test_the_run_says_where_it_all_came_from(learner, rng, tmp_path):
 
 def test_the_logged_model_can_be_served_by_a_stranger(learner, rng, tmp_path):
     record = _trained(learner, rng, tmp_path)
-    data, model = record["data"], record["model"]
+    model = record["model"]
     folder = Path(
         mlflow.artifacts.download_artifacts(
             f"models:/{NAME}/{record['versions'][0]}", tracking_uri=record["uri"]

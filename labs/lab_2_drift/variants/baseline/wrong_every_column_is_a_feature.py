@@ -116,8 +116,9 @@ def train_baseline(
 
     The model is a scikit-learn pipeline of your choice that predicts `data.target` from
     `data.features` and nothing else. It takes missing values and categories that it has never
-    seen. All that it learns, imputation and scaling included, it learns from
-    `data.reference_frame`. Its metrics are `evaluate` on the first of `data.windows()`.
+    seen, and the same rows give the same model. All that it learns, imputation and scaling
+    included, it learns from `data.reference_frame`. Its metrics are `evaluate` on the first of
+    `data.windows()`.
 
     On record, in one finished MLflow run of the existing `experiment`:
 
