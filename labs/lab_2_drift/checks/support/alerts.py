@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ def columns_of(answer: Any, stream: Stream) -> tuple[str, ...] | None:
         why="Whoever is called at night has to know where to look first.",
         hint="alert-or-none",
     )
-    strangers = [c for c in columns if c not in known]  # type: ignore[union-attr]
+    named = tuple(str(c) for c in columns)  # type: ignore[union-attr]
+    strangers = [c for c in named if c not in known]
     expect(
         not strangers,
         observed=f"an alarm about {', '.join(strangers[:3])}",
@@ -95,7 +97,7 @@ def columns_of(answer: Any, stream: Stream) -> tuple[str, ...] | None:
         "every month about an identifier.",
         hint="schema-only",
     )
-    return tuple(columns)  # type: ignore[arg-type]
+    return named
 
 
 def figures(domain: str, kind: str) -> dict[str, float]:
@@ -112,16 +114,21 @@ def check_quiet(
     *,
     name: str,
     why: str,
-    hint: Callable[[float], str],
+    hint: Callable[[float, bool], str],
 ) -> None:
     """Fail when more than the allowed number of quiet streams raises an alarm.
 
     Args:
-        hint: names the hint for a rate of false alarms a window.
+        hint: names the hint, for a rate of false alarms a window, and whether one column alone
+            gives rise to most of them.
     """
-    alarms = [watch(module, s).false_alarms for s in streams(domain, kind, QUIET_STREAMS, rng)]
+    watched = [watch(module, s) for s in streams(domain, kind, QUIET_STREAMS, rng)]
+    alarms = [w.false_alarms for w in watched]
     loud, windows = sum(a > 0 for a in alarms), QUIET_STREAMS * MONTHS
     rate = sum(alarms) / windows
+    named = Counter(alarm[0] for w in watched for alarm in w.alarms if alarm)
+    column, times = named.most_common(1)[0] if named else ("", 0)
+    one_column = times > 0.6 * sum(alarms)
     figure(
         f"false alarms, {name}",
         100 * rate,
@@ -131,10 +138,11 @@ def check_quiet(
     expect(
         loud <= QUIET_ALLOWED,
         observed=f"{loud} of {QUIET_STREAMS} streams raised an alarm, "
-        f"{sum(alarms)} of {windows} windows in all ({name})",
+        f"{sum(alarms)} of {windows} windows in all ({name}); named most often: {column}, "
+        f"{times} times",
         expected=f"an alarm in at most {QUIET_ALLOWED} of {QUIET_STREAMS} such streams of a year",
         why=why,
-        hint=hint(rate),
+        hint=hint(rate, one_column),
     )
 
 
