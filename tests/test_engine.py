@@ -202,6 +202,21 @@ def test_several_commands_at_once_start_one_engine() -> None:
     assert len({out for out, _ in outs}) == 1
 
 
+def test_a_start_whose_command_is_gone_is_waited_for_not_repeated() -> None:
+    begun = manager._launch_keeper(StateFolder(), launch.make_plan("portable"))
+    engine = ensure_engine("portable")
+    assert record_of().keeper == begun.keeper
+    assert record_of().process is not None
+    assert engine.alive()
+
+
+def test_an_engine_can_be_stopped_while_it_starts(state: Path) -> None:
+    manager._launch_keeper(StateFolder(), launch.make_plan("portable"))
+    assert len(stop_engine()) == 1
+    assert started_for(state) == []
+    assert engine_status() == []
+
+
 def test_it_stops_when_nobody_uses_it(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINE_IDLE", "2")
     engine = ensure_engine("portable")
@@ -344,8 +359,6 @@ def test_a_port_taken_between_choosing_and_listening_is_given_up_for_another(
             assert next(ports, None) is None
         finally:
             one._end_engine()
-            if one._leash is not None:
-                one._leash.kill()
             StateFolder().remove(one._record)
 
 
@@ -384,6 +397,12 @@ def test_a_start_that_takes_too_long_is_given_up(
     with pytest.raises(EngineError, match=r"was not ready after 0 s.*ENGINE_START_LIMIT"):
         ensure_engine("portable")
     assert wait_until(lambda: not started_for(state), timeout=20)
+
+
+def test_a_duration_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINE_IDLE", "a while")
+    with pytest.raises(EngineError, match="ENGINE_IDLE=a while"):
+        ensure_engine("portable")
 
 
 def test_another_model_replaces_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from shared.engine.launch import (
     LaunchSpec,
     Plan,
     plan_from_json,
+    seconds,
 )
 from shared.engine.logs import read_tail, telling_lines
 from shared.engine.loopback import get, get_json
@@ -84,9 +85,10 @@ class Keeper:
         self._folder.write(self._record)
         self._folder.touch(self._plan.wanted)
         try:
+            idle = seconds("ENGINE_IDLE", IDLE_S)
             self._hold_leash()
             self._start()
-            self._watch()
+            self._watch(idle)
         except _Stopped:
             pass
         except (_Failed, EngineError, OSError) as error:
@@ -96,6 +98,7 @@ class Keeper:
             return 1
         finally:
             self._end_engine()
+            self._drop_leash()
         self._folder.remove(self._record)
         return 0
 
@@ -138,7 +141,7 @@ class Keeper:
         )
 
     def _await_health(self, spec: LaunchSpec, port: int) -> None:
-        limit = float(os.environ.get("ENGINE_START_LIMIT", START_LIMIT_S[self._plan.kind]))
+        limit = seconds("ENGINE_START_LIMIT", START_LIMIT_S[self._plan.kind])
         deadline = time.monotonic() + limit
         while True:
             if self._stop.wait(0.05 if self._plan.kind == "portable" else 0.25):
@@ -157,7 +160,7 @@ class Keeper:
                 )
 
     def _death_while_starting(self, port: int) -> Exception:
-        code = self._engine.wait() if self._engine else 0
+        code = self._end_engine()
         log = read_tail(self._log).lower()
         # Our own engine is gone, so whoever listens now is another program.
         if in_use(port) and ("address already in use" in log or "couldn't bind" in log):
@@ -168,12 +171,16 @@ class Keeper:
                 "ran out. Close other programs, or stop other engines with `make engine-down`, "
                 "and try again."
             )
+        if code == -signal.SIGILL:
+            return _Failed(
+                f"{self._plan.title} needs instructions that this processor lacks. "
+                "Use the other engine: ENGINE=portable or ENGINE=vllm."
+            )
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return _Failed(f"{self._plan.title} did not start ({how}).")
 
-    def _watch(self) -> None:
+    def _watch(self, idle: float) -> None:
         """Stay until the engine ends, idles, is to stop, or its record is gone."""
-        idle = float(os.environ.get("ENGINE_IDLE", IDLE_S))
         look_every = max(1.0, min(_METRICS_EVERY_S, idle / 4))
         seen: object = None
         active = looked = time.monotonic()
@@ -204,7 +211,7 @@ class Keeper:
         try:
             page = get(f"http://127.0.0.1:{self._record.port}/metrics", timeout=10)[1]
         except OSError:
-            return time.monotonic()  # no answer in 10 s: too busy to be idle
+            return touched, "no answer"
         name = family(self._plan.kind)
         if busy(page, name):
             return time.monotonic()
@@ -238,15 +245,16 @@ class Keeper:
         """Whether the engine has ended. It stays a zombie, so its number is not reused."""
         return self._engine is None or ProcessId.of(self._engine.pid) is None
 
-    def _end_engine(self) -> None:
+    def _end_engine(self) -> int:
+        """End the engine and all it started; return its exit status."""
         if self._engine is None:
-            return
-        end_owned(self._record.token, ProcessId.of(self._engine.pid), grace=STOP_GRACE_S)
+            return 0
+        engine, self._engine = self._engine, None
+        end_owned(self._record.token, ProcessId.of(engine.pid), grace=STOP_GRACE_S)
         with suppress(ProcessLookupError, PermissionError):
             # Whatever hid its environment. The unreaped leader keeps the group's number ours.
-            os.killpg(self._engine.pid, signal.SIGKILL)
-        self._engine.wait()
-        self._engine = None
+            os.killpg(engine.pid, signal.SIGKILL)
+        return engine.wait()
 
     def _hold_leash(self) -> None:
         """Have a living leash."""
@@ -258,6 +266,13 @@ class Keeper:
             cwd=ROOT,
             start_new_session=True,
         )
+
+    def _drop_leash(self) -> None:
+        """The engine is gone: the leash has nothing more to do."""
+        if self._leash is not None and self._leash.stdin is not None:
+            self._leash.stdin.close()
+            self._leash.kill()
+            self._leash.wait()
 
     def _rotate_log(self) -> None:
         with suppress(OSError):

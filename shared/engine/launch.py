@@ -169,6 +169,22 @@ def vllm_unavailable() -> str | None:
     return None
 
 
+def seconds(variable: str, default: float) -> float:
+    """A duration from the environment.
+
+    Raises:
+        EngineError: it is no number of seconds.
+    """
+    text = os.environ.get(variable, "").strip()
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise EngineError(f"{variable}={text}: it takes a number of seconds.")
+    return value
+
+
 def available_cores() -> list[int]:
     """The cores that this process may use, by number."""
     if hasattr(os, "sched_getaffinity"):
