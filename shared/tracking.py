@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
+from pathlib import Path
 
 from shared.paths import STATE
 
-STORE = STATE / "mlflow.db"
-ARTIFACTS = STATE / "mlartifacts"
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow store: `mlflow.db` and the artifacts beside it, in one folder."""
+
+    folder: Path
+
+    @property
+    def uri(self) -> str:
+        """What MLflow calls the tracking URI."""
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where the runs' files go."""
+        return self.folder / "mlartifacts"
 
 
-def store_uri() -> str:
-    """The tracking URI of the learner's own store: `MLFLOW_TRACKING_URI` if set, else `STORE`."""
-    STATE.mkdir(exist_ok=True)
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
+def own_store() -> Store:
+    """The store of this checkout."""
+    folder = STATE / "mlflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Store(folder)

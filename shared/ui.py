@@ -10,7 +10,7 @@ import sys
 from rich.console import Console
 
 from shared.errors import UserError
-from shared.tracking import ARTIFACTS, store_uri
+from shared.tracking import own_store
 
 _PREFERRED_PORT = 5000
 
@@ -25,7 +25,8 @@ def serve_ui(console: Console) -> None:
     console.print(f"MLflow on your own runs: [bold]http://127.0.0.1:{port}[/]  (Ctrl-C stops it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", store_uri(), "--artifacts-destination", str(ARTIFACTS)]
+    store = own_store()
+    command += ["--backend-store-uri", store.uri, "--artifacts-destination", str(store.artifacts)]
     with subprocess.Popen(command) as server:
         try:
             server.wait()

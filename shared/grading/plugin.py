@@ -29,6 +29,7 @@ from shared.grading.events import CheckOutcome, Frame
 from shared.grading.expect import CheckFailed, show
 from shared.grading.starters import NOT_STARTED
 from shared.grading.target import Target, target_from_environment
+from shared.tracking import Store
 
 EVENT_FD = "LABS_EVENT_FD"
 _STARTED = pytest.StashKey[float]()
@@ -115,6 +116,13 @@ def engine() -> Any:
     if given:
         return Engine.from_json(given)
     return ensure_engine("vllm" if os.environ.get("ENGINE") == "vllm" else "portable")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An MLflow store: the learner's own, which `make ui` shows, or one that is thrown away."""
+    folder = os.environ.get("LABS_STORE")
+    return Store(Path(folder) if folder else tmp_path)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from shared.grading.results import LabResult, ResultStore, Status, TaskResult, n
 from shared.grading.target import ENV_TARGET, Target
 from shared.offline import OFFLINE_ENV
 from shared.paths import STATE
+from shared.tracking import own_store
 
 DOMAINS = ("finance", "healthcare", "climate")
 
@@ -245,6 +246,7 @@ class _Run:
             "LABS_SEED": str(grading.seed),
             "DOMAIN": grading.domain or "finance",
             "LABS_ENGINE_INFO": engine.to_json() if engine is not None else "",
+            "LABS_STORE": str(own_store().folder) if grading.target.label == "starter" else "",
             "MPLBACKEND": "Agg",
         }
         spec = ChildSpec(

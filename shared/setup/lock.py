@@ -25,7 +25,14 @@ def lock_all(console: Console) -> None:
         locked = _FOLDER / f"{name}.txt"
         before = locked.read_text(encoding="utf-8") if locked.is_file() else ""
         command = [sys.executable, "-m", "uv", "pip", "compile", str(_FOLDER / f"{name}.in")]
-        command += ["--universal", "--python-version", "3.11", "--no-header", "--no-emit-index-url", "-q"]
+        command += [
+            "--universal",
+            "--python-version",
+            "3.11",
+            "--no-header",
+            "--no-emit-index-url",
+            "-q",
+        ]
         command += ["--no-annotate", *options, "-o", str(locked)]
         done = subprocess.run(command, check=False, env=uv_settings(), cwd=ROOT)
         if done.returncode:

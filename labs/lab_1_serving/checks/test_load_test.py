@@ -595,8 +595,8 @@ def test_a_sweep_is_logged_to_mlflow_with_its_records_and_plot(learner, rng, tmp
 
 
 @pytest.mark.limit(240)
-def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, figure):
-    slo, summaries = _slo(rng, ttft_s=2.0, latency_s=6.0), []
+def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, figure, store):
+    slo, sweep = _slo(rng, ttft_s=2.0, latency_s=6.0), []
     alone_s = _seconds_of_one_request(learner, engine)
     # As many requests on a slow machine as on a quick one: below what it can do, and above.
     for rate, wanted in ((0.5 / alone_s, 5), (3.0 / alone_s, 12)):
@@ -618,8 +618,8 @@ def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, 
                 "trusted, mostly the client's.",
                 hint="engine-counters",
             )
-        summaries.append(learner.summarize(records, slo, offered_rps=rate))
-        got = plain(summaries[-1])
+        sweep.append((learner.summarize(records, slo, offered_rps=rate), records))
+        got = plain(sweep[-1][0])
         expect(
             got["ok"] == len(records) == len(arrivals),
             observed=f"{len(records)} records, {got['ok']} of them ok, of {len(arrivals)} arrivals",
@@ -630,6 +630,14 @@ def test_live_records_agree_with_the_engines_own_counters(learner, engine, rng, 
         )
         figure(f"TTFT p50 at {rate:.2g} requests/s", got["ttft_p50_s"], unit="s")
         figure(f"tokens/s at {rate:.2g} requests/s", got["output_tokens_per_s"], unit="tokens/s")
+    learner.log_sweep(
+        sweep,
+        slo,
+        tracking_uri=store.uri,
+        experiment="lab 1: load test",
+        artifact_dir=store.artifacts,
+        params={"model": engine.model, "engine": engine.kind},
+    )
 
 
 # What the checks above stand on
