@@ -62,7 +62,7 @@ from records import SLO, RequestRecord
 from streaming_client import RetryPolicy, StreamError, stream_chat
 
 from shared.engine import ensure_engine
-from shared.tracking import ARTIFACTS, store_uri
+from shared.tracking import own_store
 
 engine = ensure_engine(os.environ.get("ENGINE") or "portable")
 rng = np.random.default_rng(7)
@@ -314,9 +314,9 @@ for name in ("alembic", "mlflow"):  # the store's set-up messages
 run_id = log_sweep(
     sweep,
     slo,
-    tracking_uri=store_uri(),
+    tracking_uri=own_store().uri,
     experiment="lab 1 load test",
-    artifact_dir=ARTIFACTS / "lab_1_load_test",
+    artifact_dir=own_store().artifacts,
     params={"engine": engine.kind, "model": engine.model, "tokens": TOKENS},
 )
 print("logged one run with", len(sweep), "rates")
