@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from support.registry import (
 
 from shared.domains.tabular import load_tabular
 from shared.grading.expect import expect, expect_equal, expect_raises, fail, number, plain
+from shared.paths import ROOT
 
 GOOD = {"rows": 900, "gain": 0.05, "low": 0.02, "high": 0.08, "confidence": 0.95}
 UNSURE = {"rows": 900, "gain": 0.03, "low": -0.01, "high": 0.07, "confidence": 0.95}
@@ -515,6 +517,7 @@ def test_two_processes_at_once_promote_one_challenger(learner, target, tmp_path)
     file = str(target.path("promotion.py"))
     other = subprocess.Popen(
         [sys.executable, str(script), file, client.tracking_uri, NAME, "2", lock, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -130,7 +130,7 @@ def train_baseline(
       the data hash for its digest.
     - The model, named "model", that answers with `predict_proba` when it is loaded as a pyfunc; a
       signature of the features and of that answer; an input example of 5 training rows; its
-      pip requirements given (inferring them takes most of a minute on a slow machine), with
+      pip requirements given, not inferred (inferring makes `log_model` many times slower), with
       scikit-learn and pandas pinned to the versions that are installed.
 
     The model is registered as a new version of `model_name`, whatever versions there are, and
