@@ -82,9 +82,10 @@ def bench(rows: int, workers: int, target: str) -> dict[str, Any]:
             print(
                 f"{rows:>12,}  {name:<24}"
                 f"{figures[way]['rows_a_second'] / 1e6:>8.2f} M rows/s"
-                f"{figures[way]['seconds']:>9.1f} s"
+                f"{figures[way]['seconds']:>8.1f} s"
+                f"{figures[way]['cpu_seconds']:>8.1f} s of CPU"
                 f"{figures[way]['peak_mb']:>9,.0f} MB peak"
-                f"{figures[way]['idle_mb']:>7,.0f} MB of it before the first row",
+                f" ({figures[way]['idle_mb']:,.0f} before the first row)",
                 flush=True,
             )
         if "pandas" in figures:
@@ -141,7 +142,7 @@ def measure(way: str, target: str, workers: int) -> None:
         sys.path.insert(0, str(folder))
         import scale
 
-        idle, start = peak_mb(), time.perf_counter()
+        idle, start, busy = peak_mb(), time.perf_counter(), time.process_time()
         found = scale.drift_at_scale(
             scale.parquet_partitions(reference),
             scale.parquet_partitions(current),
@@ -151,10 +152,11 @@ def measure(way: str, target: str, workers: int) -> None:
         )
         drift = {name: vars(column) for name, column in found.items()}
     else:
-        idle, start = peak_mb(), time.perf_counter()
+        idle, start, busy = peak_mb(), time.perf_counter(), time.process_time()
         drift = in_memory(pd.read_parquet(reference), pd.read_parquet(current))
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "idle_mb": idle, "drift": drift}))
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    figures = {"seconds": seconds, "cpu_seconds": busy, "peak_mb": peak_mb(), "idle_mb": idle}
+    print(json.dumps({**figures, "drift": drift}))
 
 
 def in_memory(reference: pd.DataFrame, current: pd.DataFrame) -> dict[str, dict[str, float]]:

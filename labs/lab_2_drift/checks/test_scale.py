@@ -11,13 +11,14 @@ import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from math import log2
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
@@ -597,15 +598,18 @@ def _cluster(folder: Path, learner: Any) -> Iterator[SimpleNamespace]:
     # Workers need the code that they run: they start with this process's import path.
     home = str(Path(sys.modules[learner.QuantileSketch.__module__].__file__ or "").parent)
     sys.path.insert(0, home)
-    try:
-        with LocalCluster(
+    # A busy machine starts and stops processes slowly: that is nobody's mistake.
+    patient = {"distributed.comm.timeouts.connect": "60s", "distributed.comm.timeouts.tcp": "120s"}
+    with dask.config.set(patient):
+        cluster = LocalCluster(
             n_workers=2,
             threads_per_worker=1,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             local_directory=str(folder / "dask"),
             silence_logs=50,
-        ) as cluster:
+        )
+        try:
 
             def clients_left() -> int:
                 for _ in range(50):
@@ -620,8 +624,10 @@ def _cluster(folder: Path, learner: Any) -> Iterator[SimpleNamespace]:
                 worker_pids=[w.pid for w in cluster.workers.values()],
                 clients_left=clients_left,
             )
-    finally:
-        sys.path.remove(home)
+        finally:
+            sys.path.remove(home)
+            with suppress(TimeoutError):
+                cluster.close(timeout=60)
 
 
 def _columns(rng: np.random.Generator, rows: int) -> dict[str, Floats]:
