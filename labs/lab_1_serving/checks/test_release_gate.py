@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from support.scripted_upstream import STREAM_HEADERS, Exchange, ScriptedUpstream
 from support.server_population import Server, bad_server, good_server, unlucky_server
 
@@ -202,6 +203,7 @@ def test_servers_that_get_slower_are_blocked(learner, rng, figure):
     )
 
 
+@pytest.mark.limit(240)
 def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, figure):
     straight = asyncio.run(load(engine, engine.root_url))
     firsts = [r.ttft_s for r in straight if r.ok and r.ttft_s is not None]
@@ -229,7 +231,7 @@ def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, 
 
     async def pass_on(exchange: Exchange, *, last_event: bool = True) -> None:
         async with (
-            httpx.AsyncClient(trust_env=False, timeout=60.0) as client,
+            httpx.AsyncClient(trust_env=False, timeout=100.0) as client,
             client.stream(
                 "POST",
                 engine.root_url + exchange.request.target,
@@ -264,12 +266,17 @@ def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, 
     expect_verdict(
         learner, straight, promise, "release", "the real engine, against a promise that it kept"
     )
-    for spoil, what in (
-        (delays, "the real engine behind a proxy that delays every second first token"),
-        (fails, "the real engine behind a proxy that answers every second request with 503"),
-        (breaks_off, "the real engine behind a proxy that breaks off every second stream"),
-    ):
-        expect_verdict(learner, asyncio.run(spoilt(spoil)), promise, "block", what)
+    cases = {
+        "the real engine behind a proxy that delays every second first token": delays,
+        "the real engine behind a proxy that answers every second request with 503": fails,
+        "the real engine behind a proxy that breaks off every second stream": breaks_off,
+    }
+
+    async def all_spoilt() -> list[list[Any]]:
+        return await asyncio.gather(*(spoilt(spoil) for spoil in cases.values()))
+
+    for what, records in zip(cases, asyncio.run(all_spoilt()), strict=True):
+        expect_verdict(learner, records, promise, "block", what)
 
 
 def given() -> Any:
@@ -414,7 +421,7 @@ async def load(engine: Any, root_url: str, count: int = 50) -> list[Any]:
                     json={
                         "model": engine.model,
                         "messages": [{"role": "user", "content": f"Say a word for {number}."}],
-                        "max_tokens": 4,
+                        "max_tokens": 3,
                         "stream": True,
                         "seed": number,
                     },
@@ -441,5 +448,5 @@ async def load(engine: Any, root_url: str, count: int = 50) -> list[Any]:
                 error=error if status in (0, 200) else f"HTTP {status}",
             )
 
-    async with httpx.AsyncClient(trust_env=False, timeout=60.0) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=100.0) as client:
         return list(await asyncio.gather(*(one(client, i) for i in range(count))))
