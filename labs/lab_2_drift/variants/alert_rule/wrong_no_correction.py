@@ -91,16 +91,15 @@ class _Profile:
 
 def _counts(column: pd.Series) -> Counter[object]:
     """How often each value comes; missing counts as the value None."""
-    counts = Counter(column.dropna().tolist())
-    counts[None] = int(column.isna().sum())
-    return counts
+    # NaN is the one value that differs from itself.
+    return Counter(None if value != value else value for value in column.tolist())
 
 
 def _ks_p_value(reference: np.ndarray, current: np.ndarray) -> float:
     n, m = len(reference), len(current)
     if not n or not m:
         return 1.0  # what is gone shows in the test of the missing share
-    points = np.concatenate([reference, current])
+    points = np.sort(np.concatenate([reference, current]))
     below_reference = np.searchsorted(np.sort(reference), points, side="right") / n
     below_current = np.searchsorted(np.sort(current), points, side="right") / m
     distance = np.abs(below_reference - below_current).max()
@@ -110,19 +109,11 @@ def _ks_p_value(reference: np.ndarray, current: np.ndarray) -> float:
 def _chi_square_p_value(reference: np.ndarray, current: np.ndarray) -> float:
     """Two-sample chi-square; values too rare for the approximation are counted together."""
     table = np.stack([reference, current]).astype(float)
-    table = _pool_rare(table)
+    expected = table.sum(axis=0) * table.sum(axis=1).min() / table.sum()
+    rare = expected < _LEAST_EXPECTED
+    if rare.any():
+        table = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)])
+    table = table[:, table.sum(axis=0) > 0]
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / table.sum()
     degrees = table.shape[1] - 1
     return float(chdtrc(degrees, ((table - expected) ** 2 / expected).sum())) if degrees else 1.0
-
-
-def _pool_rare(table: np.ndarray) -> np.ndarray:
-    """Add up the rarest columns until no cell expects fewer than `_LEAST_EXPECTED` rows."""
-    table = table[:, np.argsort(table.sum(axis=0))]
-    expected = table.sum(axis=0) * table.sum(axis=1).min() / table.sum()
-    rare = int((expected < _LEAST_EXPECTED).sum())
-    if not rare:
-        return table
-    enough = int(np.searchsorted(np.cumsum(expected), _LEAST_EXPECTED)) + 1
-    pooled = max(rare, enough)
-    return np.column_stack([table[:, :pooled].sum(axis=1), table[:, pooled:]])

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, kolmogorov
 
-_FALSE_ALARMS_A_WINDOW = 1e-4
+_FALSE_ALARMS_A_WINDOW = 2e-5
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,15 @@ class _Profile:
 
 def _counts(column: pd.Series) -> Counter[object]:
     """How often each value comes; missing counts as the value None."""
-    counts = Counter(column.dropna().tolist())
-    counts[None] = int(column.isna().sum())
-    return counts
+    # NaN is the one value that differs from itself.
+    return Counter(None if value != value else value for value in column.tolist())
 
 
 def _ks_p_value(reference: np.ndarray, current: np.ndarray) -> float:
     n, m = len(reference), len(current)
     if not n or not m:
         return 1.0  # what is gone shows in the test of the missing share
-    points = np.concatenate([reference, current])
+    points = np.sort(np.concatenate([reference, current]))
     below_reference = np.searchsorted(np.sort(reference), points, side="right") / n
     below_current = np.searchsorted(np.sort(current), points, side="right") / m
     distance = np.abs(below_reference - below_current).max()
