@@ -37,7 +37,7 @@ from shared.engine.loopback import get, get_json
 from shared.engine.ports import answers_for, free_port, in_use
 from shared.engine.processes import owned_processes
 from shared.engine.state import Record, StateFolder
-from shared.models import smollm2_gguf
+from shared.models import served_model, smollm2_gguf
 from shared.paths import ROOT
 
 ENSURE = "from shared.engine import ensure_engine; print(ensure_engine('portable').pid, flush=True)"
@@ -457,6 +457,28 @@ def test_vllm_without_its_environment_says_what_to_run(
     with pytest.raises(EngineError, match="make setup-engine") as raised:
         ensure_engine("vllm")
     assert not isinstance(raised.value, EngineUnavailable)
+
+
+def test_vllm_is_chosen_for_the_gpu_by_what_is_installed_and_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    (packages / "vllm-0.32.0.dist-info").mkdir(parents=True)
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.touch()
+    monkeypatch.setattr(launch, "vllm_unavailable", lambda: None)
+    monkeypatch.setattr(launch, "engine_python", lambda: python)
+    monkeypatch.setattr(launch.shutil, "which", lambda name: None)
+    monkeypatch.setattr(launch, "_GPU_DEVICE", tmp_path / "no-gpu")
+    with pytest.raises(EngineError, match="shows none.*ENGINE_ENV=cpu"):
+        ensure_engine("vllm")
+    monkeypatch.setattr(launch.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert launch._vllm_kind() == "vllm-gpu"
+    spec = launch.plan_for("vllm", "vllm-gpu", served_model("portable")).spec(8000)
+    assert "--gpu-memory-utilization" in spec.argv
+    assert "--enforce-eager" not in spec.argv
+    assert not any(name.startswith("VLLM_CPU") for name in spec.env)
 
 
 def test_it_starts_where_there_is_no_network_but_loopback(state: Path) -> None:

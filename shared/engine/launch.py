@@ -38,6 +38,7 @@ TOKEN_VARIABLE = "LABS_ENGINE_TOKEN"
 # OpenMP threads that wait for each other by spinning keep one another from the core that the
 # awaited one needs, as soon as anything else runs on the machine: ten times slower, measured.
 _PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+_GPU_DEVICE = Path("/dev/nvidia0")
 _NAMES = {"vllm-gpu": "vLLM on the GPU", "vllm-cpu": "vLLM on the CPU", "portable": "llama.cpp"}
 
 
@@ -207,7 +208,7 @@ def _vllm_kind() -> Kind:
         return "vllm-cpu"
     if not any(packages.glob("vllm-*.dist-info")):
         raise EngineError("vLLM's environment, .venv-engine, is half-made. Run: make setup-engine")
-    if not (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
+    if not (_GPU_DEVICE.exists() or shutil.which("nvidia-smi")):
         raise EngineError(
             "vLLM is installed for an NVIDIA GPU, and this machine shows none. "
             "Run: make setup-engine ENGINE_ENV=cpu"

@@ -32,8 +32,12 @@ class GGUFError(ValueError):
     """The file is no readable GGUF."""
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path, *, until: str = "") -> dict[str, Any]:
     """Key-value pairs of a GGUF header. Arrays are given by their length only.
+
+    Args:
+        until: a key to stop before. A vocabulary holds 100,000 strings to step over one by one,
+            and the model's shape usually comes before it.
 
     Raises:
         GGUFError: another format, or cut off.
@@ -52,6 +56,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
             metadata: dict[str, Any] = {}
             for _ in range(count):
                 key = _string(file)
+                if key == until:
+                    break
                 metadata[key] = _value(file, _number(file, "<I"))
             return metadata
     except (struct.error, UnicodeDecodeError) as error:
@@ -67,18 +73,20 @@ def hf_config(path: Path) -> dict[str, Any]:
     Raises:
         GGUFError: not a GGUF, or one without a transformer's shape.
     """
-    meta = read_metadata(path)
+    meta = read_metadata(path, until="tokenizer.ggml.tokens")
+    if f"{meta.get('general.architecture')}.vocab_size" not in meta:
+        meta = read_metadata(path)
     arch = meta.get("general.architecture")
 
     def of(name: str) -> Any:
         return meta.get(f"{arch}.{name}")
 
-    heads, hidden = of("attention.head_count"), of("embedding_length")
-    if not all(isinstance(v, int) and v > 0 for v in (heads, hidden, of("block_count"))):
+    heads, hidden, layers = of("attention.head_count"), of("embedding_length"), of("block_count")
+    if not all(isinstance(v, int) and v > 0 for v in (heads, hidden, layers)):
         raise GGUFError(f"{path.name} does not describe a transformer language model")
     config = {
         "model_type": arch,
-        "num_hidden_layers": of("block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": of("attention.head_count_kv") or heads,
         "hidden_size": hidden,
