@@ -90,12 +90,11 @@ class LiveAgentModel(BaseChatModel):
         tools = [t["function"] for t in kwargs.get("tools") or []]
         client: Runnable[Any, Any] = self.client
         if tools:
-            client = self.client.bind(
-                response_format={
-                    "type": "json_schema",
-                    "json_schema": {"name": "decision", "strict": True, "schema": decision(tools)},
-                }
-            )
+            schema = {"name": "decision", "strict": True, "schema": decision(tools)}
+            # In the body: as an argument of its own it makes the client raise
+            # LengthFinishReasonError when a reply is cut off, and its tokens are lost.
+            wanted = {"response_format": {"type": "json_schema", "json_schema": schema}}
+            client = self.client.bind(extra_body=wanted)
         given = [_flat(m) for m in messages]
         if tools:
             given = _instructed(given, tools)
@@ -121,7 +120,7 @@ def decision(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
     choices.append(
         {
             "type": "object",
-            "properties": {"answer": {"type": "string", "maxLength": 300}},
+            "properties": {"answer": {"type": "string", "maxLength": 80}},
             "required": ["answer"],
             "additionalProperties": False,
         }
@@ -135,7 +134,7 @@ def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
     for name, field in schema.get("properties", {}).items():
         kept = {k: v for k, v in field.items() if k not in ("title", "description")}
         if kept.get("type") == "string" and "pattern" not in kept:
-            kept["maxLength"] = min(kept.get("maxLength", 80), 80)
+            kept["maxLength"] = min(kept.get("maxLength", 60), 60)
         properties[name] = kept
     return {
         "type": "object",

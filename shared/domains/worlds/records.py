@@ -225,8 +225,8 @@ class _Arguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_CUSTOMER_ID = Field(pattern=r"^C-\d{4}$", description="Customer, e.g. C-1007")
-_ITEM_ID = Field(pattern=r"^[A-Z]{1,2}-\d{4}$", description="Item, e.g. P-2034")
+_CUSTOMER_ID = Field(pattern=r"^C-[0-9]{4}$", description="Customer, e.g. C-1007")
+_ITEM_ID = Field(pattern=r"^[A-Z]{1,2}-[0-9]{4}$", description="Item, e.g. P-2034")
 _REASON = Field(min_length=5, max_length=200, description="Why, in a few words")
 
 
