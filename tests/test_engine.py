@@ -471,7 +471,7 @@ def test_vllm_is_chosen_for_the_gpu_by_what_is_installed_and_what_is_there(
     monkeypatch.setattr(launch, "engine_python", lambda: python)
     monkeypatch.setattr(launch.shutil, "which", lambda name: None)
     monkeypatch.setattr(launch, "_GPU_DEVICE", tmp_path / "no-gpu")
-    with pytest.raises(EngineError, match="shows none.*ENGINE_ENV=cpu"):
+    with pytest.raises(EngineError, match=r"shows none.*ENGINE_ENV=cpu"):
         ensure_engine("vllm")
     monkeypatch.setattr(launch.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     assert launch._vllm_kind() == "vllm-gpu"
