@@ -1,7 +1,8 @@
 """A model that replies what a script says, in the shape that the engines reply.
 
-The two templates are recorded: the fields beside `choices` are what vLLM 0.32 and llama.cpp's
-server sent with a chat completion. Only the content, the finish_reason and the refusal vary.
+The two templates are recorded from vLLM 0.32 and from llama.cpp's server (its timings cut
+short); the content, the finish_reason and the refusal are put in. Neither engine refused
+anything here: a refusal has the shape that the API reference gives it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def vllm_completion(
 ) -> dict[str, Any]:
     """A chat completion as vLLM sends it."""
     return {
-        "id": "chatcmpl-8f0c2b1e4a6d4c35a1f5b9a0c7e2d431",
+        "id": "chatcmpl-8bece24857758724",
         "object": "chat.completion",
-        "created": 1795450496,
+        "created": 1795455091,
         "model": "smollm2-135m-instruct",
         "choices": [
             {
@@ -38,26 +39,30 @@ def vllm_completion(
                     "annotations": None,
                     "audio": None,
                     "function_call": None,
-                    "tool_calls": [],
                     "reasoning": None,
                 },
                 "logprobs": None,
                 "finish_reason": finish_reason,
                 "stop_reason": None,
                 "token_ids": None,
+                "routed_experts": None,
             }
         ],
         "service_tier": None,
-        "system_fingerprint": None,
+        "system_fingerprint": "vllm-0.32.0-2f922151",
         "usage": {
-            "prompt_tokens": 119,
-            "total_tokens": 185,
-            "completion_tokens": 66,
+            "prompt_tokens": 108,
+            "total_tokens": 114,
+            "completion_tokens": 6,
             "prompt_tokens_details": None,
+            "completion_tokens_details": None,
         },
         "prompt_logprobs": None,
         "prompt_token_ids": None,
+        "prompt_text": None,
         "kv_transfer_params": None,
+        "ec_transfer_params": None,
+        "metrics": None,
     }
 
 
