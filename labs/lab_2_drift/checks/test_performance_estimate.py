@@ -518,7 +518,7 @@ def test_estimate_holds_on_the_domains_reference_and_is_judged_by_its_own_figure
         why="Before an estimate is trusted on new data it must hold on held-out old data.",
         hint="calibrate",
     )
-    figure("held-out reference: estimated accuracy", estimated, reference=realized)
+    figure("held-out rows: estimated accuracy, realized beside it", estimated, reference=realized)
     off: list[float] = []
     for label, window in data.windows():
         s = np.clip(model.predict_proba(window[list(data.numeric)])[:, 1], 0.0, 1.0)
