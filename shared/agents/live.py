@@ -29,6 +29,8 @@ from shared.engine import Engine
 
 _LONGEST = 600
 """Characters of one message that the small context is given."""
+_ALL = 2000
+"""Characters of all messages. A token of digits is one character: 2,048 tokens must do."""
 
 
 def live_chat_model(engine: Engine, *, max_tokens: int = 200, seed: int = 0) -> ChatOpenAI:
@@ -76,9 +78,14 @@ class LiveAgentModel(BaseChatModel):
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """The model with tools: `ToolSpec`s, dicts, pydantic models or LangChain tools."""
+        """The model with tools: `ToolSpec`s, dicts, pydantic models or LangChain tools.
+
+        With `tool_choice="any"` (or ``"required"``) it must call one and cannot answer.
+        """
         functions = [t.as_function() if hasattr(t, "as_function") else t for t in tools]
-        return self.bind(tools=[convert_to_openai_tool(f) for f in functions], **kwargs)
+        must = tool_choice in ("any", "required", True)
+        made = [convert_to_openai_tool(f) for f in functions]
+        return self.bind(tools=made, must_call=must, **kwargs)
 
     def _generate(
         self,
@@ -90,12 +97,13 @@ class LiveAgentModel(BaseChatModel):
         tools = [t["function"] for t in kwargs.get("tools") or []]
         client: Runnable[Any, Any] = self.client
         if tools:
-            schema = {"name": "decision", "strict": True, "schema": decision(tools)}
+            choices = decision(tools, answer=not kwargs.get("must_call"))
+            schema = {"name": "decision", "strict": True, "schema": choices}
             # In the body: as an argument of its own it makes the client raise
             # LengthFinishReasonError when a reply is cut off, and its tokens are lost.
             wanted = {"response_format": {"type": "json_schema", "json_schema": schema}}
             client = self.client.bind(extra_body=wanted)
-        given = [_flat(m) for m in messages]
+        given = _recent([_flat(m) for m in messages])
         if tools:
             given = _instructed(given, tools)
         raw = client.invoke(given)
@@ -106,7 +114,7 @@ class LiveAgentModel(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=reply)])
 
 
-def decision(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def decision(tools: Sequence[dict[str, Any]], *, answer: bool = True) -> dict[str, Any]:
     """JSON schema of "one of these tools with its arguments, or an answer"."""
     choices: list[dict[str, Any]] = [
         {
@@ -117,14 +125,15 @@ def decision(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
         for t in tools
     ]
-    choices.append(
-        {
-            "type": "object",
-            "properties": {"answer": {"type": "string", "maxLength": 80}},
-            "required": ["answer"],
-            "additionalProperties": False,
-        }
-    )
+    if answer:
+        choices.append(
+            {
+                "type": "object",
+                "properties": {"answer": {"type": "string", "maxLength": 80}},
+                "required": ["answer"],
+                "additionalProperties": False,
+            }
+        )
     return {"anyOf": choices}
 
 
@@ -150,6 +159,19 @@ def _instructed(messages: list[BaseMessage], tools: Sequence[dict[str, Any]]) ->
     if messages and isinstance(messages[0], SystemMessage):
         return [SystemMessage(f"{messages[0].content}\n{text}"), *messages[1:]]
     return [SystemMessage(text), *messages]
+
+
+def _recent(messages: list[BaseMessage]) -> list[BaseMessage]:
+    """What the small context can take: system message, first request, and the latest others."""
+    opening = 2 if messages and isinstance(messages[0], SystemMessage) else 1
+    kept: list[BaseMessage] = []
+    left = _ALL - sum(len(str(m.content)) for m in messages[:opening])
+    for message in reversed(messages[opening:]):
+        left -= len(str(message.content))
+        if left < 0:
+            break
+        kept.insert(0, message)
+    return [*messages[:opening], *kept]
 
 
 def _flat(message: BaseMessage) -> BaseMessage:
