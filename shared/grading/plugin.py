@@ -251,10 +251,10 @@ def explain(error: BaseException) -> CheckOutcome:
             observed=_one_line(cause),
             frames=_syntax_frame(cause) if isinstance(cause, SyntaxError) else frames,
         )
-    if frames:
-        return CheckOutcome(outcome="raised", observed=_one_line(error), frames=frames)
     if type(error).__name__ in _ENGINE_ERRORS:
         return CheckOutcome(outcome="engine", observed=_one_line(error))
+    if frames:
+        return CheckOutcome(outcome="raised", observed=_one_line(error), frames=frames)
     text = "".join(traceback.format_exception(error))[-4000:]
     if isinstance(error, _UNUSABLE_VALUE) and not isinstance(error, pytest.FixtureLookupError):
         return CheckOutcome(

@@ -13,7 +13,7 @@ from shared.setup.bootstrap import uv_settings
 
 _FOLDER = ROOT / "requirements"
 _OPTIONS = {
-    "labs": [],
+    "labs": ["--universal"],
     "engine-cpu": ["--override", str(_FOLDER / "engine-overrides.txt")],
     "engine-gpu": [],
 }
@@ -26,7 +26,6 @@ def lock_all(console: Console) -> None:
         before = locked.read_text(encoding="utf-8") if locked.is_file() else ""
         command = [sys.executable, "-m", "uv", "pip", "compile", str(_FOLDER / f"{name}.in")]
         command += [
-            "--universal",
             "--python-version",
             "3.11",
             "--no-header",

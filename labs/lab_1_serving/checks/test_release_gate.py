@@ -207,7 +207,7 @@ def test_servers_that_get_slower_are_blocked(learner, rng, figure):
 def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, figure):
     straight = asyncio.run(load(engine, engine.root_url))
     firsts = [r.ttft_s for r in straight if r.ok and r.ttft_s is not None]
-    if len(firsts) < len(straight):
+    if len(firsts) < 0.95 * len(straight):
         raise EngineError(
             f"The engine answered only {len(firsts)} of {len(straight)} short chats. Is this "
             "machine busy with something else?"
@@ -217,7 +217,7 @@ def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, 
         ttft_s=1.25 * max(firsts),
         latency_s=4 * max(r.latency_s for r in straight),
     )
-    promise = learner.Promise(slo, ttft_share=0.8, latency_share=0.8, whole_share=0.8)
+    promise = learner.Promise(slo, ttft_share=0.7, latency_share=0.7, whole_share=0.7)
 
     async def spoilt(spoil: Callable[[Exchange, int], Any]) -> list[Any]:
         counted = [0]
@@ -227,7 +227,7 @@ def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, 
             await spoil(exchange, counted[0])
 
         with ScriptedUpstream(relay) as proxy:
-            return await load(engine, proxy.url)
+            return await load(engine, proxy.url, at_once=36)
 
     async def pass_on(exchange: Exchange, *, last_event: bool = True) -> None:
         async with (
@@ -250,26 +250,26 @@ def test_the_real_engine_passes_and_a_spoilt_one_does_not(learner, rng, engine, 
             await exchange.chunk(b"")
 
     async def delays(exchange: Exchange, number: int) -> None:
-        if number % 2:
+        if number % 4:
             await asyncio.sleep(slo.ttft_s * 1.05)
         await pass_on(exchange)
 
     async def fails(exchange: Exchange, number: int) -> None:
-        if number % 2:
+        if number % 4:
             await exchange.whole(503, b'{"error": {"message": "no capacity left"}}')
         else:
             await pass_on(exchange)
 
     async def breaks_off(exchange: Exchange, number: int) -> None:
-        await pass_on(exchange, last_event=number % 2 == 0)
+        await pass_on(exchange, last_event=number % 4 == 0)
 
     expect_verdict(
         learner, straight, promise, "release", "the real engine, against a promise that it kept"
     )
     cases = {
-        "the real engine behind a proxy that delays every second first token": delays,
-        "the real engine behind a proxy that answers every second request with 503": fails,
-        "the real engine behind a proxy that breaks off every second stream": breaks_off,
+        "the real engine behind a proxy that delays three first tokens of four": delays,
+        "the real engine behind a proxy that answers three requests of four with 503": fails,
+        "the real engine behind a proxy that breaks off three streams of four": breaks_off,
     }
 
     async def all_spoilt() -> list[list[Any]]:
@@ -399,16 +399,16 @@ def expect_verdict(learner: Any, records: list[Any], promise: Any, wanted: str, 
         observed=f"{got!r} ({'; '.join(reasons)[:300]}) for {what}: {len(records)} requests, "
         f"{failed} failed, {late} without a first token in time",
         expected=f"{wanted!r} under a promise of {promise.ttft_share:.0%}; {len(records)} requests "
-        "are 10 / a",
+        "are more than 10 / a",
         why="What holds for simulated servers has to hold for the one you run.",
         hint="live",
     )
 
 
-async def load(engine: Any, root_url: str, count: int = 50) -> list[Any]:
-    """Send `count` short chats, eight at a time, and write down what came of them."""
+async def load(engine: Any, root_url: str, count: int = 36, at_once: int = 8) -> list[Any]:
+    """Send `count` short chats, `at_once` at a time, and write down what came of them."""
     start = time.monotonic()
-    limit = asyncio.Semaphore(8)
+    limit = asyncio.Semaphore(at_once)
 
     async def one(client: httpx.AsyncClient, number: int) -> Any:
         async with limit:

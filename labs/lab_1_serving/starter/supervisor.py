@@ -107,7 +107,8 @@ class ServerProcess:
         from another process than the one launched.
 
         However `start` ends without a ready server (an error below, or an exception such as
-        KeyboardInterrupt while it waits), it first kills the process group and reaps the child.
+        KeyboardInterrupt while it waits), it first kills the process group, reaps the child and
+        closes its own descriptor of the log.
 
         Args:
             deadline_s: seconds from now until the server must be ready. A probe that gets no

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from evidently.ui.workspace import Workspace
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
-from support.registry import new_experiment, new_store
+from support.registry import keep_newest_run, new_experiment, new_store, own_experiment
 
 from shared.domains.tabular import load_tabular
 from shared.grading.expect import expect, expect_equal, expect_raises, fail, number, plain
@@ -352,46 +353,56 @@ def test_reports_of_one_project_come_together_in_the_workspace(learner, rng, tmp
     )
 
 
-def test_the_report_on_the_domain_s_last_window(learner, domain, figure, tmp_path):
+@pytest.mark.limit(60)
+def test_reports_on_the_domain_s_first_and_last_window(learner, domain, figure, store, tmp_path):
     data = load_tabular(domain)
-    reference = data.reference_frame
-    label, current = list(data.windows())[-1]
-    snapshot = learner.build_report(
-        reference,
-        current,
-        numeric=data.numeric,
-        categorical=data.categorical,
-        max_share=0.5,
-        name=label,
-        moment=current[data.time].max().to_pydatetime(),
-    )
-    content = _content(snapshot)
-    scores, corrected = _scores(content), 0.05 / len(data.features)
-    drifted = 0
-    for column in data.features:
-        pair = [_values(f[column], column in data.numeric) for f in (reference, current)]
-        small = min(map(len, pair)) <= 1000
-        wanted = _score(*pair, column in data.numeric, small)
-        drifted += wanted < corrected if small else wanted >= 0.1
-        expect_equal(
-            scores.get(column),
-            wanted,
-            rel=1e-6,
-            abs_=1e-12,
-            what=f"score of {column!r} in {label}, {domain}",
-            why="These are the columns that your model really reads.",
-            hint="size",
+    reference, windows = data.reference_frame, list(data.windows())
+    experiment = own_experiment(store.uri, store.artifacts, tmp_path, "lab 2: drift reports")
+    for label, current in (windows[0], windows[-1]):
+        name = f"{domain} {label}"
+        snapshot = learner.build_report(
+            reference,
+            current,
+            numeric=data.numeric,
+            categorical=data.categorical,
+            max_share=0.5,
+            name=name,
+            moment=current[data.time].max().to_pydatetime(),
         )
-    share = _counted(content)["share"]
-    figure(f"share of drifted columns, {label}", share)
-    expect_equal(
-        share,
-        drifted / len(data.features),
-        rel=1e-9,
-        what=f"share of drifted columns in {label}, {domain}",
-        why="It decides whether someone is called.",
-        hint="correction",
-    )
+        scores, corrected = _scores(_content(snapshot)), 0.05 / len(data.features)
+        drifted = []
+        for column in data.features:
+            pair = [_values(f[column], column in data.numeric) for f in (reference, current)]
+            small = min(map(len, pair)) <= 1000
+            wanted = _score(*pair, column in data.numeric, small)
+            drifted += [column] if (wanted < corrected if small else wanted >= 0.1) else []
+            expect_equal(
+                scores.get(column),
+                wanted,
+                rel=1e-6,
+                abs_=1e-12,
+                what=f"score of {column!r} in {label}, {domain}",
+                why="These are the columns that your model really reads.",
+                hint="size",
+            )
+        published = learner.publish_report(
+            snapshot,
+            folder=tmp_path / label,
+            tracking_uri=store.uri,
+            experiment=experiment,
+            workspace=store.folder / "evidently",
+            project=f"Lab 2, {domain}",
+        )
+        keep_newest_run(store.uri, experiment, name)
+        figure(f"share of drifted columns, {label}", published.share)
+        expect_equal(
+            (plain(published.share), plain(published.drifted)),
+            (len(drifted) / len(data.features), sorted(drifted)),
+            rel=1e-9,
+            what=f"share and names of drifted columns in {label}, {domain}",
+            why="They decide whether someone is called, and what that person looks at first.",
+            hint="correction",
+        )
 
 
 def _window(rng: np.random.Generator, rows: int) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from mlflow import MlflowClient
 
@@ -54,6 +55,38 @@ def new_experiment(uri: str, tmp_path: Path, name: str = "monitoring") -> str:
     """Make an experiment whose artifacts lie below `tmp_path`; return its name."""
     MlflowClient(uri).create_experiment(name, artifact_location=(tmp_path / "artifacts").as_uri())
     return name
+
+
+def own_experiment(uri: str, artifacts: Path, tmp_path: Path, name: str) -> str:
+    """Have an experiment in the store that `make ui` shows; return its name.
+
+    Where the store has no file yet, it becomes a copy of an empty one.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        empty = Path(new_store(tmp_path, "empty").removeprefix("sqlite:///"))
+        shutil.copyfile(empty, path.with_suffix(".new"))
+        path.with_suffix(".new").rename(path)
+    client = MlflowClient(uri)
+    if client.get_experiment_by_name(name) is None:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        client.create_experiment(name, artifact_location=artifacts.as_uri())
+    return name
+
+
+def keep_newest_run(uri: str, experiment: str, run_name: str) -> None:
+    """Delete all runs of that name but the newest, files included: a page is 4 MB."""
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return
+    runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"])
+    for run in [r for r in runs if r.info.run_name == run_name][1:]:
+        folder = Path(unquote(urlparse(run.info.artifact_uri).path))
+        client.delete_run(run.info.run_id)
+        if folder.name == "artifacts" and folder.parent.name == run.info.run_id:
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def register(client: MlflowClient, versions: int, champion: int | None = 1) -> None:

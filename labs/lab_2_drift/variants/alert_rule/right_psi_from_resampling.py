@@ -1,4 +1,4 @@
-"""PSI in fixed bins a month; the threshold comes from resampling that month's reference."""
+"""PSI in fixed bins a month; thresholds from a gamma fitted to what resampling that month gives."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import gamma
 
 ROUNDS = 120
-SPREADS = 7.0
+LEVEL = 1e-6
 WINDOW_ROWS = 400
 
 
@@ -79,7 +80,8 @@ class AlertRule:
                 old /= old.sum(axis=1, keepdims=True)
                 new /= new.sum(axis=1, keepdims=True)
                 null = psi(old, new)
-                limit = null.mean() + SPREADS * null.std()
+                mean, variance = null.mean(), null.var()
+                limit = gamma.isf(LEVEL, mean**2 / variance, scale=variance / mean)
                 self.watched[int(month), column] = (bins, shares, float(limit))
 
     def update(self, window: pd.DataFrame) -> Alert | None:

@@ -62,9 +62,7 @@ def count_bins(
     before[None], now[None] = int(reference.isna().sum()), int(current.isna().sum())
     if before[None] or now[None]:
         labels.append(None)
-    return BinCounts(
-        tuple(labels), tuple(before[v] for v in labels), tuple(now[v] for v in labels)
-    )
+    return BinCounts(tuple(labels), tuple(before[v] for v in labels), tuple(now[v] for v in labels))
 
 
 def psi(
@@ -129,9 +127,7 @@ def ks(reference: pd.Series, current: pd.Series) -> Statistic:
     return _present_rows(value, float(kolmogorov(root * value)), reference, current)
 
 
-def wasserstein(
-    reference: pd.Series, current: pd.Series, *, normalised: bool = True
-) -> Statistic:
+def wasserstein(reference: pd.Series, current: pd.Series, *, normalised: bool = True) -> Statistic:
     """The mean gap between the quantile functions, both steps laid side by side."""
     before = np.sort(_values("reference", reference).to_numpy(dtype=float))
     now = np.sort(_values("current", current).to_numpy(dtype=float))
