@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -13,6 +15,8 @@ from shared.grading.lab import Hint, Lab, Task
 from shared.grading.results import LabResult, ResultStore
 from shared.grading.runner import Grading, Runner
 from shared.grading.target import resolve_target
+from shared.paths import ROOT
+from shared.setup.bootstrap import SetupError, engine_kind
 
 CHECKS = """
 from shared.grading.expect import expect_equal
@@ -88,6 +92,17 @@ class SmallLab:
 def small_lab(tmp_path: Path) -> SmallLab:
     """A lab of one task, solved."""
     return SmallLab(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def vllm_environment() -> None:
+    """vLLM, installed if it is not yet; skipped, with the reason, where it has no build."""
+    try:
+        engine_kind()
+    except SetupError as error:
+        pytest.skip(str(error))
+    bootstrap = ROOT / "shared" / "setup" / "bootstrap.py"
+    subprocess.run([sys.executable, str(bootstrap), "engine"], check=True)
 
 
 @pytest.fixture(scope="session")

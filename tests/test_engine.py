@@ -278,6 +278,8 @@ def test_an_engine_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
     engine = ensure_engine("portable")
     monkeypatch.setattr(manager, "_HEALTH_S", 1.0)
     os.kill(engine.pid, signal.SIGSTOP)
+    # Its threads stop one by one; until the last one has, it may still answer.
+    assert wait_until(lambda: psutil.Process(engine.pid).status() == psutil.STATUS_STOPPED)
     said: list[str] = []
     assert ensure_engine("portable", progress=said.append).pid != engine.pid
     assert said[0] == "stopping the running engine, which does not answer"
@@ -506,9 +508,8 @@ def test_it_starts_where_there_is_no_network_but_loopback(state: Path) -> None:
 
 
 @pytest.mark.vllm
+@pytest.mark.usefixtures("vllm_environment")
 def test_vllm_starts_answers_counts_and_dies_with_its_keeper(state: Path) -> None:
-    if launch.vllm_unavailable() or not launch.engine_python().exists():
-        pytest.skip("vLLM is not installed here")
     engine = ensure_engine("vllm")
     assert engine.kind.startswith("vllm-")
     assert engine.max_model_len == 2048

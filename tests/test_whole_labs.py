@@ -12,7 +12,6 @@ import pytest
 
 from shared.grading.lab import Lab, all_labs, load_lab
 from shared.paths import ROOT
-from shared.setup.bootstrap import SetupError, engine_kind
 from tests.test_commands import make
 
 LABS = all_labs()
@@ -37,11 +36,8 @@ def test_the_solution_has_full_marks_on_the_portable_engine(lab: Lab, tmp_path: 
 
 
 @pytest.mark.vllm
+@pytest.mark.usefixtures("vllm_environment")
 def test_lab_1_s_solution_has_full_marks_on_vllm(tmp_path: Path) -> None:
-    try:
-        engine_kind()
-    except SetupError as error:
-        pytest.skip(str(error))
     path = tmp_path / "result.json"
     done = make("check-lab-1", "TARGET=solution", f"JSON={path}")
     assert done.returncode == 0, done.stdout + done.stderr
