@@ -30,6 +30,7 @@ from support.scripted_upstream import (
     trickle,
 )
 
+from shared.engine import EngineError
 from shared.grading.expect import expect, expect_equal, fail
 
 QUESTION = {"model": "m", "messages": [{"role": "user", "content": "Capital of France?"}]}
@@ -704,24 +705,14 @@ def test_the_real_engine_answers_and_streams_through_the_gateway(learner, rng, e
             why="Client libraries ask for the models before anything else.",
         )
         whole = gateway.ask(key=key, body=chat, patience_s=ENGINE_PATIENCE_S)
+        expect_engine_answers(engine, whole.status, chat)
         expect_status(whole, 200, "a chat with the real engine")
-        tokens = whole.json["usage"]["completion_tokens"]
+        usage = whole.json.get("usage") if isinstance(whole.json, dict) else None
         expect(
-            0 < tokens <= 12,
-            observed=f"{tokens} completion tokens",
-            expected="between 1 and the 12 asked for",
+            isinstance(usage, dict) and 0 < usage.get("completion_tokens", 0) <= 12,
+            observed=f"usage {usage!r} in the answer to a chat with at most 12 tokens",
+            expected="the engine's own count of tokens, between 1 and 12",
             why="Usage is what clients are billed by.",
-        )
-        streamed = gateway.ask(key=key, body=chat | {"stream": True}, patience_s=ENGINE_PATIENCE_S)
-        events = streamed.text.count("data: ")
-        expect(
-            streamed.status == 200
-            and events >= 3
-            and streamed.text.rstrip().endswith("data: [DONE]"),
-            observed=f"{events} events, ending with {streamed.text[-80:]!r}",
-            expected="several events and data: [DONE]",
-            why="The engine's own stream is what users see.",
-            hint="stream-buffered",
         )
         refused = gateway.ask(
             key=key, body=chat | {"messages": "no list"}, patience_s=ENGINE_PATIENCE_S
@@ -733,6 +724,18 @@ def test_the_real_engine_answers_and_streams_through_the_gateway(learner, rng, e
             expected,
             f"a request that the engine itself answers with {straight}",
             hint="upstream-status",
+        )
+        # Last: llama.cpp may close a connection after a stream without announcing it.
+        streamed = gateway.ask(key=key, body=chat | {"stream": True}, patience_s=ENGINE_PATIENCE_S)
+        events = streamed.text.count("data: ")
+        expect(
+            streamed.status == 200
+            and events >= 3
+            and streamed.text.rstrip().endswith("data: [DONE]"),
+            observed=f"{events} events, ending with {streamed.text[-80:]!r}",
+            expected="several events and data: [DONE]",
+            why="The engine's own stream is what users see.",
+            hint="stream-buffered",
         )
 
 
@@ -775,6 +778,7 @@ def test_the_real_engine_is_let_go_when_a_client_leaves(learner, rng, engine):
             httpx.Client(trust_env=False, timeout=ENGINE_PATIENCE_S) as client,
             client.stream("POST", gateway.url + CHAT, json=chat, headers=headers) as response,
         ):
+            expect_engine_answers(engine, response.status_code, chat | {"max_tokens": 1})
             expect_equal(
                 response.status_code,
                 200,
@@ -856,6 +860,22 @@ def ask_straight(engine: Any, body: dict[str, Any]) -> int:
     """The status that the engine itself gives."""
     with httpx.Client(trust_env=False, timeout=ENGINE_PATIENCE_S) as client:
         return client.post(engine.root_url + CHAT, json=body).status_code
+
+
+def expect_engine_answers(engine: Any, status: int, chat: dict[str, Any]) -> None:
+    """Tell a gateway that fails from an engine that is gone.
+
+    Raises:
+        EngineError: the engine does not answer either.
+    """
+    if status == 200:
+        return
+    try:
+        straight = ask_straight(engine, chat)
+    except httpx.HTTPError as error:
+        raise EngineError(f"The model server is gone ({type(error).__name__}).") from error
+    if straight != 200:
+        raise EngineError(f"The model server itself answers a chat with {straight}.")
 
 
 def expect_status(got: Answer, status: int, case: str, hint: str | None = None) -> None:
