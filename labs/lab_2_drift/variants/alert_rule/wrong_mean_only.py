@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import chdtrc, kolmogorov
 from scipy.stats import ttest_ind
 
-_FALSE_ALARMS_A_WINDOW = 2e-5
+_FALSE_ALARMS_A_WINDOW = 5e-5
 _LEAST_EXPECTED = 5
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, kolmogorov
 
-_FALSE_ALARMS_A_WINDOW = 2e-5
+_FALSE_ALARMS_A_WINDOW = 5e-5
 _LEAST_EXPECTED = 5
 
 
