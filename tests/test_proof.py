@@ -6,6 +6,7 @@ solution again in the other domains.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,23 @@ def starters() -> Iterator[dict[int, Path]]:
         context.__exit__(None, None, None)
 
 
+def lasting_fault(runner: Runner, lab: Lab, plan: Plan, domain: str) -> str:
+    """What is not as planned under two seeds in a row; a fault under one is a warning.
+
+    Inputs are drawn afresh in each run, and some checks are statistical or wait for processes:
+    one miss in hundreds of runs is chance, or a busy machine, and must not be hidden either.
+    """
+    faults = []
+    for _ in range(2):
+        fault, _ = try_plan(runner, Console(quiet=True), lab, plan, domain, "portable", "")
+        if not fault:
+            break
+        faults.append(f"{plan.task.id} {plan.name} {domain} {fault}")
+    if len(faults) == 1:
+        warnings.warn(f"under one seed of two: {faults[0]}", stacklevel=1)
+    return "\n".join(faults) if len(faults) == 2 else ""
+
+
 @pytest.mark.parametrize(
     ("lab", "plan"), PLANS, ids=[f"{p.task.id}-{p.kind}-{p.name}" for _, p in PLANS]
 )
@@ -49,8 +67,7 @@ def test_the_outcome_is_as_planned(
 ) -> None:
     if plan.kind == "starter":
         plan = Plan(plan.task, "starter", str(starters[lab.number]))
-    fault, _ = try_plan(runner, Console(quiet=True), lab, plan, "", "portable", "")
-    assert not fault, f"{plan.task.id} {plan.name} {fault}"
+    assert not lasting_fault(runner, lab, plan, "")
 
 
 @pytest.mark.parametrize(
@@ -61,5 +78,4 @@ def test_the_outcome_is_as_planned(
 def test_the_solution_passes_in_every_domain(
     runner: Runner, lab: Lab, plan: Plan, domain: str
 ) -> None:
-    fault, _ = try_plan(runner, Console(quiet=True), lab, plan, domain, "portable", "")
-    assert not fault, f"{plan.task.id} in {domain} {fault}"
+    assert not lasting_fault(runner, lab, plan, domain)
