@@ -423,7 +423,7 @@ async def load(engine: Any, root_url: str, count: int = 44, at_once: int = 8) ->
                         "messages": [{"role": "user", "content": f"Say a word for {number}."}],
                         "max_tokens": 3,
                         "stream": True,
-                        # No seed: vLLM 0.32 on a CPU dies of it when a prompt is prefilled in parts.
+                        # No seed: vLLM 0.32 on a CPU dies of one when it prefills in parts.
                         "temperature": 0,
                     },
                 ) as response:

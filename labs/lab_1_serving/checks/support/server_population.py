@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-# Fitted to runs of this lab's engines on a CPU; a server's own values are spread around them.
-PREFILL_S = 0.12
-PREFILL_SPREAD = 0.35
-TOKEN_S = 0.055
-TOKEN_SPREAD = 0.20
+# Medians, and standard deviations of the logarithm, near those of 64 and 80 chats, eight at a time,
+# with this lab's engines on two busy cores: first token 1.3 s (0.64) and 1.4 s (0.53), a token
+# 0.08 s (0.30) and 0.10 s (0.20), llama.cpp and vLLM. A server's own values are spread around them.
+PREFILL_S = 1.3
+PREFILL_SPREAD = 0.55
+TOKEN_S = 0.09
+TOKEN_SPREAD = 0.25
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,7 @@ class _Queue:
         """Serve `n` requests."""
         prompt = rng.lognormal(4.0, 0.6, n).astype(int) + 5
         tokens = np.clip(rng.lognormal(np.log(self.tokens), 0.5, n).astype(int), 2, 512)
-        prefill = self.prefill_s * (0.5 + prompt / 120) * rng.lognormal(0, PREFILL_SPREAD, n)
+        prefill = self.prefill_s * (0.5 + prompt / 130) * rng.lognormal(0, PREFILL_SPREAD, n)
         decode = self.token_s * (tokens - 1) * rng.lognormal(0, TOKEN_SPREAD, n)
         service = prefill + decode
         rate = self.busy * self.slots / service.mean()
