@@ -1,4 +1,5 @@
-"""Takes the window before as the reference, and so slides into the drift.
+"""Takes the window before as the reference, strictly enough to live with seasons, and slides
+into the drift.
 
 caught-by: test_gradual_drift_is_noticed_within_six_windows
 hint: fixed-reference
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, kolmogorov
 
-_FALSE_ALARMS_A_WINDOW = 5e-5
+_FALSE_ALARMS_A_WINDOW = 1e-7
 _LEAST_EXPECTED = 5
 
 
