@@ -40,7 +40,7 @@ def make(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
 

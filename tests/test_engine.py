@@ -508,6 +508,7 @@ def test_it_starts_where_there_is_no_network_but_loopback(state: Path) -> None:
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(1500)  # it may have to install vLLM first
 @pytest.mark.usefixtures("vllm_environment")
 def test_vllm_starts_answers_counts_and_dies_with_its_keeper(state: Path) -> None:
     engine = ensure_engine("vllm")

@@ -36,6 +36,7 @@ def test_the_solution_has_full_marks_on_the_portable_engine(lab: Lab, tmp_path: 
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(1500)  # it may have to install vLLM first
 @pytest.mark.usefixtures("vllm_environment")
 def test_lab_1_s_solution_has_full_marks_on_vllm(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
@@ -60,7 +61,7 @@ def test_the_solution_has_full_marks_without_a_network(lab: Lab, tmp_path: Path)
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
