@@ -539,7 +539,7 @@ def test_a_stream_that_breaks_off_or_stalls_ends_with_an_error_event(learner, rn
     keys = draw_keys(rng, 1)
     key = next(iter(keys.values()))
     word = "w" + secrets_token(rng)
-    with serving(learner, complete, api_keys=keys, deadline_s=0.4) as (gateway, upstream):
+    with serving(learner, complete, api_keys=keys, deadline_s=1.5) as (gateway, upstream):
         for case, after in (("breaks off", drop), ("stalls", hang)):
             upstream.script = stream_then(word, "half", then=after)
             got = gateway.ask(key=key, body=STREAMED)
