@@ -25,7 +25,7 @@ UV = "uv==0.13.9"  # resolves and installs several times faster than pip
 OLDEST, NEWEST = (3, 11), (3, 13)
 TORCH_CPU = "torch==2.13.0+cpu"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NEED_GIB = {"labs": 4, "engine-cpu": 6, "engine-gpu": 20}
+NEED_GIB = {"labs": 5, "engine-cpu": 6, "engine-gpu": 20}
 
 
 class SetupError(Exception):
@@ -63,7 +63,7 @@ def build_labs() -> None:
             return
         started = time.monotonic()
         _require_space("labs")
-        _say("setting up .venv for the labs (about 2 GB; some minutes, once)")
+        _say("setting up .venv for the labs (about 3 GB; some minutes, once)")
         python = _environment(folder)
         _install(python, ["-r", str(requirements)])
         _put_on_path(folder)
