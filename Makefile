@@ -4,7 +4,7 @@
 PYTHON ?= python3
 LABS = @.venv/bin/python -m shared.cli
 
-export PORT TASK TARGET DOMAIN ENGINE ENGINE_ENV ENGINE_PORT ENGINE_IDLE SEED JSON LAB MODEL FRESH
+export PORT TASK TARGET DOMAIN ENGINE ENGINE_ENV ENGINE_PORT ENGINE_IDLE SEED JSON LAB MODEL FRESH JOBS
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-engine doctor progress engine-up engine-status engine-down ui starters proof \
@@ -53,7 +53,7 @@ ui: setup ## open the MLflow pages on your own runs
 starters: setup ## derive the starters from the solutions (for authors)
 	$(LABS) starters
 
-proof: setup ## prove the graders with solutions and with right and wrong variants: LAB=N TASK=N.M
+proof: setup ## prove the graders with solutions and with right and wrong variants: LAB=N TASK=N.M JOBS=N
 	$(LABS) proof
 
 notebooks: setup ## run the notebooks and keep their plots: LAB=N

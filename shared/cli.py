@@ -150,11 +150,12 @@ def proof(
     domain: Domain = "",
     engine: EngineOption = "",
     seed: Seed = "",
+    jobs: Annotated[str, typer.Option(envvar="JOBS", help="How many at once; all cores.")] = "",
 ) -> None:
     """Prove the graders: starters, solutions, right and wrong variants."""
     from shared.grading.proof import prove
 
-    raise typer.Exit(prove(console, only, task, domain, engine or "portable", seed))
+    raise typer.Exit(prove(console, only, task, domain, engine or "portable", seed, jobs))
 
 
 @app.command()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
+from shared.bench import TEST_RECORD
 from shared.grading.feedback import SilentWatcher
 from shared.grading.lab import Hint, Lab, Task
-from shared.grading.results import LabResult, ResultStore
+from shared.grading.results import LabResult, ResultStore, now, write_atomically
 from shared.grading.runner import Grading, Runner
 from shared.grading.target import resolve_target
 from shared.paths import ROOT
 from shared.setup.bootstrap import SetupError, engine_kind
 
+STARTED = pytest.StashKey[float]()
 CHECKS = """
 from shared.grading.expect import expect_equal
 
@@ -86,6 +90,27 @@ class SmallLab:
             target=resolve_target(target, self.folder),
             seed=seed,
         )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Note when it began, for the record of a whole run."""
+    session.config.stash[STARTED] = time.monotonic()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep for `make bench` how long it took, if nothing was left out."""
+    config = session.config
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS and not (
+        config.option.keyword or config.option.markexpr or session.shouldstop
+    )
+    if whole and not config.option.collectonly:
+        record = {
+            "at": now(),
+            "seconds": time.monotonic() - config.stash[STARTED],
+            "tests": session.testscollected,
+            "failed": session.testsfailed,
+        }
+        write_atomically(TEST_RECORD, json.dumps(record))
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from shared.engine import (
     manager,
     stop_engine,
 )
-from shared.engine.bench import measure_engine
+from shared.engine.bench import measure_engine, prompts
 from shared.engine.loopback import get, get_json
 from shared.engine.ports import answers_for, free_port, in_use
 from shared.engine.processes import owned_processes
@@ -492,8 +492,9 @@ def test_it_starts_where_there_is_no_network_but_loopback(state: Path) -> None:
         pytest.skip("this system gives no network namespaces to this user")
     code = (
         "from shared.engine import ensure_engine, stop_engine\n"
-        "from shared.engine.bench import measure_engine\n"
-        "print(measure_engine(ensure_engine('portable'), 2, 2, max_tokens=4).generated_tokens)\n"
+        "from shared.engine.bench import measure_engine, prompts\n"
+        "engine = ensure_engine('portable')\n"
+        "print(measure_engine(engine, 2, prompts(2), max_tokens=4).generated_tokens)\n"
         "stop_engine()"
     )
     done = subprocess.run(
@@ -521,7 +522,7 @@ def test_vllm_starts_answers_counts_and_dies_with_its_keeper(state: Path) -> Non
     assert answer["usage"]["completion_tokens"] == 5
     assert after.prompt_tokens - before.prompt_tokens == answer["usage"]["prompt_tokens"]
     assert after.generated_tokens - before.generated_tokens == 5
-    assert measure_engine(engine, 4, 4, max_tokens=8).generated_tokens == 32
+    assert measure_engine(engine, 4, prompts(4), max_tokens=8).generated_tokens == 32
 
     config, kv = engine.model_config, engine.kv_cache()
     block_bytes = kv.block_tokens * (

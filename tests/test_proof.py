@@ -1,81 +1,151 @@
 """The grader is right: starters fail, solutions and right variants pass, wrong ones are caught.
 
 The same proof as `make proof`, one test a planned file, on the portable engine; and every
-solution again in the other domains.
+solution again in the other domains. All cores work ahead in the background; each test waits for
+its own file.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from shared.grading.lab import Lab, all_labs
-from shared.grading.proof import Plan, plans, pristine_starter, try_plan
-from shared.grading.runner import DOMAINS, Runner
+from shared.grading.proof import Plan, Verdict, plans, pristine_starter
+from shared.grading.proof_page import listed, write_page
+from shared.grading.proof_pool import ProofPool, Trial, usable_cores
+from shared.grading.runner import DOMAINS
+from tests.conftest import SmallLab
 
 LABS = all_labs()
 PLACEHOLDER = Path("starter")
-PLANS = [
+PLANNED = [
     (lab, plan) for lab in LABS for task in lab.tasks for plan in plans(lab, task, PLACEHOLDER)
 ]
-OTHER_DOMAINS = [
-    (lab, plan, domain)
-    for lab, plan in PLANS
-    if lab.domains and plan.kind == "solution"
+
+
+def trial(lab: Lab, plan: Plan, domain: str = "") -> Trial:
+    """Two attempts: inputs are drawn afresh in each, and some checks are statistical.
+
+    One miss in hundreds of runs is chance, or a busy machine; it must not be hidden either.
+    """
+    engine = "portable" if lab.engine != "none" else ""
+    return Trial(lab, plan, domain, engine, attempts=2)
+
+
+TRIALS = {f"{p.task.id}-{p.kind}-{p.name}": trial(lab, p) for lab, p in PLANNED}
+TRIALS_ELSEWHERE = {
+    f"{p.task.id}-{domain}": trial(lab, p, domain)
+    for lab, p in PLANNED
+    if lab.domains and p.kind == "solution"
     for domain in DOMAINS[1:]
-]
+}
 
 
 @pytest.fixture(scope="module")
-def starters() -> Iterator[dict[int, Path]]:
-    """Every lab's starter as it is derived."""
-    folders = {}
-    contexts = [(lab.number, pristine_starter(lab)) for lab in LABS]
-    for number, context in contexts:
-        folders[number] = context.__enter__()
-    yield folders
-    for _, context in contexts:
-        context.__exit__(None, None, None)
+def pool(request: pytest.FixtureRequest) -> Iterator[ProofPool]:
+    """Works on what the selected tests will ask for, in their order."""
+    named = [item.callspec.id for item in request.session.items if hasattr(item, "callspec")]
+    wanted = [t for name, t in (TRIALS | TRIALS_ELSEWHERE).items() if name in set(named)]
+    with ExitStack() as stack:
+        starters = {lab.number: stack.enter_context(pristine_starter(lab)) for lab in LABS}
+        placed = [place(t, starters[t.lab.number]) for t in wanted]
+        yield stack.enter_context(ProofPool(placed, usable_cores()))
 
 
-def lasting_fault(runner: Runner, lab: Lab, plan: Plan, domain: str) -> str:
-    """What is not as planned under two seeds in a row; a fault under one is a warning.
+def place(trial: Trial, starter: Path) -> Trial:
+    """The trial as the pool knows it; a starter is graded as derived, wherever that is."""
+    return trial if trial.plan.kind != "starter" else trial.at(str(starter))
 
-    Inputs are drawn afresh in each run, and some checks are statistical or wait for processes:
-    one miss in hundreds of runs is chance, or a busy machine, and must not be hidden either.
-    """
-    faults = []
-    for _ in range(2):
-        fault, _ = try_plan(runner, Console(quiet=True), lab, plan, domain, "portable", "")
-        if not fault:
-            break
-        faults.append(f"{plan.task.id} {plan.name} {domain} {fault}")
-    if len(faults) == 1:
+
+def lasting_fault(pool: ProofPool, trial: Trial) -> str:
+    """What is not as planned at every attempt; a fault at one of two is a warning."""
+    outcomes = pool.attempts(trial)
+    faults = [f"{trial.plan.task.id} {trial.plan.name} {o.detail}" for o in outcomes if o.detail]
+    if faults and outcomes[-1].verdict is Verdict.AS_PLANNED:
         warnings.warn(f"under one seed of two: {faults[0]}", stacklevel=1)
-    return "\n".join(faults) if len(faults) == 2 else ""
+        return ""
+    return "\n".join(faults)
 
 
-@pytest.mark.parametrize(
-    ("lab", "plan"), PLANS, ids=[f"{p.task.id}-{p.kind}-{p.name}" for _, p in PLANS]
-)
-def test_the_outcome_is_as_planned(
-    runner: Runner, starters: dict[int, Path], lab: Lab, plan: Plan
+@pytest.mark.parametrize("name", TRIALS)
+def test_the_outcome_is_as_planned(pool: ProofPool, name: str) -> None:
+    assert not lasting_fault(pool, TRIALS[name])
+
+
+@pytest.mark.parametrize("name", TRIALS_ELSEWHERE)
+def test_the_solution_passes_in_every_domain(pool: ProofPool, name: str) -> None:
+    assert not lasting_fault(pool, TRIALS_ELSEWHERE[name])
+
+
+@pytest.mark.parametrize("lab", LABS, ids=lambda lab: f"lab {lab.number}")
+def test_the_page_lists_every_variant_and_no_other(lab: Lab) -> None:
+    variants = {
+        (plan.task.id, plan.name)
+        for task in lab.tasks
+        for plan in plans(lab, task, PLACEHOLDER)
+        if plan.kind in ("right", "wrong")
+    }
+    assert listed(lab) == variants, "run `make proof`, which writes labs/PROOF.md"
+
+
+WRONG = '''
+"""Forgets to double.
+
+caught-by: test_double_doubles
+hint: {hint}
+"""
+
+
+def double(x: int) -> int:
+    return {returned}
+'''
+
+
+def test_the_matrix_tells_every_way_in_which_a_plan_can_fail(
+    small_lab: SmallLab, runner: object, tmp_path: Path
 ) -> None:
-    if plan.kind == "starter":
-        plan = Plan(plan.task, "starter", str(starters[lab.number]))
-    assert not lasting_fault(runner, lab, plan, "")
+    from shared.grading.feedback import SilentWatcher
+    from shared.grading.runner import Runner
+
+    assert isinstance(runner, Runner)
+
+    def verdict(returned: str, hint: str = "times", kind: str = "wrong") -> Verdict:
+        path = small_lab.write(
+            "variants/double/wrong_one.py", WRONG.format(hint=hint, returned=returned)
+        )
+        planned = next(
+            p for p in plans(small_lab.lab, small_lab.lab.tasks[0], tmp_path) if p.kind == "wrong"
+        )
+        if kind == "right":
+            planned = Plan(planned.task, "right", planned.target)
+        result = runner.grade(small_lab.grading(target=str(path)), SilentWatcher())
+        return planned.outcome(result.tasks[0]).verdict
+
+    assert verdict("x") is Verdict.AS_PLANNED
+    assert verdict("x", hint="another") is Verdict.OTHER_HINT
+    assert verdict("2 * x if x else 1") is Verdict.OTHER_CHECK
+    assert verdict("2 * x") is Verdict.MISSED
+    assert verdict("x", kind="right") is Verdict.REFUSED
 
 
-@pytest.mark.parametrize(
-    ("lab", "plan", "domain"),
-    OTHER_DOMAINS,
-    ids=[f"{p.task.id}-{domain}" for _, p, domain in OTHER_DOMAINS],
-)
-def test_the_solution_passes_in_every_domain(
-    runner: Runner, lab: Lab, plan: Plan, domain: str
+def test_a_lab_s_part_of_the_page_is_replaced_and_the_others_stay(
+    small_lab: SmallLab, tmp_path: Path
 ) -> None:
-    assert not lasting_fault(runner, lab, plan, domain)
+    from shared.grading.proof import Outcome
+
+    page, lab = tmp_path / "PROOF.md", small_lab.lab
+    small_lab.write("variants/double/wrong_one.py", WRONG.format(hint="times", returned="x"))
+    tried = [(p, Outcome(Verdict.AS_PLANNED)) for p in plans(lab, lab.tasks[0], tmp_path)]
+    other = lab.model_copy(update={"number": 8})
+    write_page(lab, tried, page)
+    write_page(other, tried, page)
+    first = page.read_text()
+    write_page(lab, [(p, Outcome(Verdict.MISSED, "should fail")) for p, _ in tried], page)
+    assert listed(lab, page) == {("9.1", "wrong_one")}
+    assert page.read_text().startswith(first[: first.index("## Lab 9")])
+    assert "missed" in page.read_text()

@@ -5,13 +5,21 @@ from __future__ import annotations
 import http.client
 import json
 import statistics
-import threading
+import subprocess
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from shared.engine.errors import EngineError
 from shared.engine.server import Engine
+from shared.models.serve import served_model
+from shared.models.store import engine_python
+
+MAX_TOKENS = 64
 
 _TOPICS = ("the sea", "a lighthouse", "winter", "a long train", "two friends", "an old map")
 
@@ -44,9 +52,11 @@ class Measured:
 
 
 def measure_engine(
-    engine: Engine, concurrency: int, requests: int, *, max_tokens: int = 64
+    engine: Engine, concurrency: int, asked: Sequence[str], *, max_tokens: int = MAX_TOKENS
 ) -> Measured:
-    """Send `requests` chats, `concurrency` at a time, each of exactly `max_tokens` tokens.
+    """Send a chat for each of the prompts `asked`, `concurrency` at a time.
+
+    Each answer has exactly `max_tokens` tokens.
 
     A closed loop: right for the throughput of a full engine, wrong for latency under a given
     arrival rate (Lab 1, task 1.4).
@@ -56,7 +66,7 @@ def measure_engine(
     """
     started = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as pool:
-        answers = list(pool.map(lambda i: chat(engine, _prompt(i), max_tokens), range(requests)))
+        answers = list(pool.map(lambda prompt: chat(engine, prompt, max_tokens), asked))
     seconds = time.perf_counter() - started
     generated = sum(a.generated_tokens for a in answers)
     gaps = [
@@ -64,7 +74,7 @@ def measure_engine(
     ]
     return Measured(
         concurrency=concurrency,
-        requests=requests,
+        requests=len(asked),
         seconds=seconds,
         prompt_tokens=sum(a.prompt_tokens for a in answers),
         generated_tokens=generated,
@@ -122,13 +132,46 @@ def chat(engine: Engine, prompt: str, max_tokens: int) -> Answer:
     )
 
 
-_burst = time.time_ns()
-_counter = threading.Lock()
+def prompts(count: int) -> list[str]:
+    """Prompts unlike those of earlier calls, so that no prefix cache answers."""
+    run = time.time_ns() // 1000 % 1_000_000_000
+    return [f"Story {run + n}: write about {_TOPICS[n % len(_TOPICS)]}." for n in range(count)]
 
 
-def _prompt(number: int) -> str:
-    """A prompt unlike those of earlier bursts, so that no prefix cache answers."""
-    global _burst
-    with _counter:
-        _burst += 1
-        return f"Story {_burst % 1_000_000}: write about {_TOPICS[number % len(_TOPICS)]}."
+def measure_transformers(
+    asked: Sequence[str], *, one_by_one: int, batches: Sequence[int], max_tokens: int = MAX_TOKENS
+) -> dict[str, Any]:
+    """Tokens a second of the plain `generate` of transformers, on the weights that vLLM serves.
+
+    Runs in the engine's environment, on all cores (or the GPU), greedy, after a warm-up.
+
+    Returns:
+        ``one_by_one`` (tokens/s), ``batches`` (size to tokens/s of one static batch), ``threads``
+        and ``device``.
+
+    Raises:
+        EngineError: the environment or the model is not there, or the run failed.
+    """
+    python = engine_python()
+    if not python.is_file():
+        raise EngineError("transformers is in the engine's environment: run `make setup-engine`.")
+    order = {
+        "prompts": list(asked),
+        "max_tokens": max_tokens,
+        "one_by_one": one_by_one,
+        "batches": list(batches),
+    }
+    script = Path(__file__).with_name("bench_transformers.py")
+    done = subprocess.run(
+        [str(python), "-P", str(script), str(served_model("vllm").path)],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise EngineError(f"transformers could not be measured: {last[0]}")
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures

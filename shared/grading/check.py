@@ -144,7 +144,7 @@ def check_lab(
     console: Console, request: Request, json_path: Path | None = None, fresh: bool = False
 ) -> int:
     """Grade and report; 0 only when every task passes."""
-    build_engine_environment(request)
+    build_engine_environment(request.engine)
     with Runner(ResultStore()) as runner, ConsoleWatcher(console, request.lab) as watcher:
         console.print(f"[bold]Lab {request.lab.number}: {request.lab.title}[/]")
         grading = request.grading(console, watcher)
@@ -162,13 +162,13 @@ def check_lab(
     return 0 if result.passed else 1
 
 
-def build_engine_environment(request: Request) -> None:
-    """Install vLLM if this request is the first to need it.
+def build_engine_environment(wanted: Wanted | None) -> None:
+    """Install vLLM if this is the first time that it is wanted.
 
     Raises:
         UserError: it could not be installed.
     """
-    if request.engine is None or request.engine.name != "vllm":
+    if wanted is None or wanted.name != "vllm":
         return
     done = subprocess.run(
         [sys.executable, str(ROOT / "shared" / "setup" / "bootstrap.py"), "engine"], check=False

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +58,7 @@ class Grading:
         not_proven: what this run cannot show, known beforehand.
         fresh: grade everything, also what an interrupted run had finished.
         stop_at_first_failure: leave a task at its first failure; enough to see what catches it.
+        live_turn: held while live checks run, where several gradings share one model server.
     """
 
     lab: Lab
@@ -68,6 +70,7 @@ class Grading:
     not_proven: list[str] = field(default_factory=list)
     fresh: bool = False
     stop_at_first_failure: bool = False
+    live_turn: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 class Watcher(Protocol):
@@ -151,7 +154,8 @@ class Runner:
                 keep(run.result(task))
         for task in waiting:
             watcher.task_started(task)
-            run.with_engine(task)
+            with grading.live_turn:
+                run.with_engine(task)
             keep(run.result(task))
         result = snapshot(complete=True)
         if self._store is not None:
