@@ -7,7 +7,10 @@ to. Each has its own switch; these are all of them, in one place, for every proc
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+
+from shared.paths import STATE
 
 OFFLINE_ENV: dict[str, str] = {
     # Who honours the common switch: vLLM, Gradio-style tools, several CLIs. MLflow does not.
@@ -25,12 +28,16 @@ OFFLINE_ENV: dict[str, str] = {
     # Experiment tracking and evaluation.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_MODE": "offline",
+    "WANDB__SAVE_REQUIREMENTS": "false",  # a list of all packages of this machine, and a second
     "DEEPEVAL_TELEMETRY_OPT_OUT": "YES",
     "RAGAS_DO_NOT_TRACK": "true",
     # Agents.
     "CREWAI_DISABLE_TELEMETRY": "true",
     "CREWAI_DISABLE_TRACKING": "true",
     "CREWAI_TRACING_ENABLED": "false",
+    "CREWAI_DISABLE_VERSION_CHECK": "true",
+    # A folder's name below the home, or, as here, a whole path.
+    "CREWAI_STORAGE_DIR": str(STATE / "crewai"),
     "LANGSMITH_TRACING": "false",
     "LANGCHAIN_TRACING_V2": "false",
 }
@@ -42,3 +49,23 @@ def apply(environ: MutableMapping[str, str] | None = None) -> None:
     """Put the settings into `environ` (default: this process's), replacing what was there."""
     target = os.environ if environ is None else environ
     target.update(OFFLINE_ENV)
+
+
+@contextmanager
+def home_elsewhere() -> Iterator[None]:
+    """While this lasts, the home folder is one of ours.
+
+    CrewAI makes a key and a settings folder under the home when it is imported, and has no
+    setting for where.
+    """
+    before = os.environ.get("HOME")
+    home = STATE / "crewai" / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["HOME"] = str(home)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HOME"]
+        else:
+            os.environ["HOME"] = before

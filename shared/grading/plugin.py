@@ -29,7 +29,7 @@ from shared.grading.events import CheckOutcome, Frame
 from shared.grading.expect import CheckFailed, show
 from shared.grading.starters import NOT_STARTED
 from shared.grading.target import Target, target_from_environment
-from shared.tracking import Store
+from shared.tracking import Store, make_empty_store
 
 EVENT_FD = "LABS_EVENT_FD"
 _STARTED = pytest.StashKey[float]()
@@ -122,7 +122,9 @@ def engine() -> Any:
 def store(tmp_path: Path) -> Store:
     """An MLflow store: the learner's own, which `make ui` shows, or one that is thrown away."""
     folder = os.environ.get("LABS_STORE")
-    return Store(Path(folder) if folder else tmp_path)
+    made = Store(Path(folder) if folder else tmp_path)
+    make_empty_store(made.file)
+    return made
 
 
 @pytest.fixture

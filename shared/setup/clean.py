@@ -10,7 +10,14 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-REMADE = (".venv-engine", ".labs/scratch", ".labs/bench", ".labs/engine", ".ruff_cache")
+REMADE = (
+    ".venv-engine",
+    ".labs/scratch",
+    ".labs/bench",
+    ".labs/cache",
+    ".labs/engine",
+    ".ruff_cache",
+)
 REMADE_LAST = ".venv"
 
 

@@ -33,6 +33,7 @@ from shared.grading.expect import (
     number,
     plain,
 )
+from shared.tracking import make_empty_store
 
 QUANTILES = (50, 95, 99)
 
@@ -507,7 +508,7 @@ def test_a_sweep_is_logged_to_mlflow_with_its_records_and_plot(learner, rng, tmp
     hollow = made_summary(learner, 11.0, 0.0, throughput=0.0, answered=False)
     sweep.insert(1, (hollow, [record(1.0, latency=0.1, status=503, finish_reason=None)]))
     here = sorted(os.listdir())
-    uri, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "artifacts"
+    uri, folder = make_empty_store(tmp_path / "mlflow.db"), tmp_path / "artifacts"
     params = {"model": "smollm2", "max_tokens": int(rng.integers(8, 64))}
 
     def log() -> Any:

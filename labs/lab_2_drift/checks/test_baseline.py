@@ -370,7 +370,7 @@ def test_weights_and_biases_has_the_same_run_offline(learner, rng, tmp_path):
 @pytest.mark.limit(60)
 def test_the_baseline_of_the_domain(learner, domain, figure, store, tmp_path):
     data = load_tabular(domain)
-    experiment = own_experiment(store.uri, store.artifacts, tmp_path, "lab 2: baseline")
+    experiment = own_experiment(store.uri, store.artifacts, "lab 2: baseline")
     record = _train_in(
         learner,
         data,

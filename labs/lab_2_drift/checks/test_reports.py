@@ -357,7 +357,7 @@ def test_reports_of_one_project_come_together_in_the_workspace(learner, rng, tmp
 def test_reports_on_the_domain_s_first_and_last_window(learner, domain, figure, store, tmp_path):
     data = load_tabular(domain)
     reference, windows = data.reference_frame, list(data.windows())
-    experiment = own_experiment(store.uri, store.artifacts, tmp_path, "lab 2: drift reports")
+    experiment = own_experiment(store.uri, store.artifacts, "lab 2: drift reports")
     for label, current in (windows[0], windows[-1]):
         name = f"{domain} {label}"
         snapshot = learner.build_report(

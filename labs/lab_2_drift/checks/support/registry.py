@@ -1,4 +1,4 @@
-"""MLflow stores for checks: a fresh SQLite store in milliseconds, and clients that misbehave."""
+"""MLflow stores for checks, and clients that misbehave."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from mlflow import MlflowClient
+
+from shared.tracking import make_empty_store
 
 NAME = "fraud-scorer"
 
@@ -37,18 +39,9 @@ class StoreDownError(RuntimeError):
 
 
 def new_store(tmp_path: Path, name: str = "mlflow") -> str:
-    """A tracking URI of an empty SQLite store of its own, and a folder for artifacts beside it.
-
-    Making the tables takes two seconds, so they are made once a run and the file is copied.
-    """
+    """A tracking URI of an empty SQLite store of its own."""
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    template = tmp_path.parent / "mlflow-template.db"
-    if not template.exists():
-        MlflowClient(f"sqlite:///{template}.new").search_experiments()
-        Path(f"{template}.new").rename(template)
-    path = tmp_path / f"{name}.db"
-    shutil.copyfile(template, path)
-    return f"sqlite:///{path}"
+    return make_empty_store(tmp_path / f"{name}.db")
 
 
 def new_experiment(uri: str, tmp_path: Path, name: str = "monitoring") -> str:
@@ -57,17 +50,8 @@ def new_experiment(uri: str, tmp_path: Path, name: str = "monitoring") -> str:
     return name
 
 
-def own_experiment(uri: str, artifacts: Path, tmp_path: Path, name: str) -> str:
-    """Have an experiment in the store that `make ui` shows; return its name.
-
-    Where the store has no file yet, it becomes a copy of an empty one.
-    """
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        empty = Path(new_store(tmp_path, "empty").removeprefix("sqlite:///"))
-        shutil.copyfile(empty, path.with_suffix(".new"))
-        path.with_suffix(".new").rename(path)
+def own_experiment(uri: str, artifacts: Path, name: str) -> str:
+    """Have an experiment in the store that `make ui` shows; return its name."""
     client = MlflowClient(uri)
     if client.get_experiment_by_name(name) is None:
         artifacts.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
-import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +12,19 @@ import mlflow
 from mlflow.entities import Span, Trace
 
 from shared.grading.expect import expect, fail
-from shared.paths import STATE
-
-_EMPTY = STATE / "cache" / f"mlflow-{mlflow.__version__}-empty.db"
+from shared.tracking import make_empty_store
 
 
 @contextmanager
 def scratch_store(folder: Path) -> Iterator[str]:
     """MLflow writes to a store in `folder`; gives the URI of its artifacts."""
     before = mlflow.get_tracking_uri()
-    store = folder / "traces.db"
-    with suppress(OSError):
-        shutil.copyfile(_EMPTY, store)
-    mlflow.set_tracking_uri(f"sqlite:///{store}")
-    if not store.exists():
-        _keep_empty(store)
+    mlflow.set_tracking_uri(make_empty_store(folder / "traces.db"))
     try:
         yield (folder / "artifacts").as_uri()
     finally:
         mlflow.flush_trace_async_logging()
         mlflow.set_tracking_uri(before)
-
-
-def _keep_empty(store: Path) -> None:
-    """Make a store, and keep a copy: its tables take MLflow seconds, a copy milliseconds."""
-    mlflow.search_experiments()
-    with suppress(OSError):
-        _EMPTY.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_EMPTY.parent) as scratch:
-            copy = Path(scratch) / "empty.db"
-            with closing(sqlite3.connect(store)) as made, closing(sqlite3.connect(copy)) as kept:
-                made.backup(kept)
-            copy.replace(_EMPTY)
 
 
 class Traces:
