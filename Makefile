@@ -4,10 +4,11 @@
 PYTHON ?= python3
 LABS = @.venv/bin/python -m shared.cli
 
-export PORT TASK TARGET DOMAIN ENGINE ENGINE_ENV ENGINE_PORT ENGINE_IDLE SEED JSON LAB MODEL FRESH JOBS
+export PORT TASK TARGET DOMAIN ENGINE ENGINE_ENV ENGINE_PORT ENGINE_IDLE SEED JSON LAB MODEL FRESH \
+	JOBS REVIEWER
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-engine doctor progress engine-up engine-status engine-down ui starters proof \
+.PHONY: help setup setup-engine doctor progress engine-up engine-status engine-down ui review starters proof \
 	notebooks test lint lock bench clean
 
 help: ## list the targets
@@ -49,6 +50,9 @@ engine-down: setup ## stop the model servers
 
 ui: setup ## open the MLflow pages on your own runs
 	$(LABS) ui
+
+review: setup ## open Lab 4's reviewer's page on a demo world: TARGET= DOMAIN= REVIEWER= PORT=
+	$(LABS) review
 
 starters: setup ## derive the starters from the solutions (for authors)
 	$(LABS) starters

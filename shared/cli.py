@@ -133,6 +133,18 @@ def ui() -> None:
 
 
 @app.command()
+def review(
+    target: TargetOption = "",
+    domain: Domain = "",
+    reviewer: Annotated[str, typer.Option(envvar="REVIEWER", help="Who decides.")] = "",
+) -> None:
+    """Serve the reviewer's page of Lab 4 on a demo world, until Ctrl-C."""
+    from shared.review import serve_review
+
+    serve_review(console, target, domain, reviewer)
+
+
+@app.command()
 def starters() -> None:
     """Derive the starters from the solutions."""
     from shared.grading import starters as derived
