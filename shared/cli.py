@@ -106,11 +106,14 @@ def engine_up(engine: EngineOption = "") -> None:
 @engine_app.command("status")
 def engine_status_() -> None:
     """Show which model servers run."""
-    from shared.engine import engine_status
+    from shared.engine import engine_status, last_log
 
     records = engine_status()
     if not records:
         console.print("No model server runs. `make engine-up` starts one; checks do so too.")
+        if last := last_log():
+            console.print(f"The end of the last one's log, {last.path}:", markup=False)
+            console.print("\n".join(f"  {line}" for line in last.lines), markup=False)
     for record in records:
         console.print(str(record), markup=False)
 

@@ -6,7 +6,14 @@ the command that started it, serves all commands of this checkout, and stops whe
 
 from shared.engine.errors import EngineError, EngineUnavailable
 from shared.engine.launch import LaunchSpec, vllm_unavailable
-from shared.engine.manager import EngineRecord, engine_status, ensure_engine, stop_engine
+from shared.engine.manager import (
+    EngineRecord,
+    LastLog,
+    engine_status,
+    ensure_engine,
+    last_log,
+    stop_engine,
+)
 from shared.engine.server import Engine, EngineCounters, KVCacheReport
 
 __all__ = [
@@ -16,9 +23,11 @@ __all__ = [
     "EngineRecord",
     "EngineUnavailable",
     "KVCacheReport",
+    "LastLog",
     "LaunchSpec",
     "engine_status",
     "ensure_engine",
+    "last_log",
     "stop_engine",
     "vllm_unavailable",
 ]

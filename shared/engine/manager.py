@@ -275,6 +275,24 @@ def _status_line(record: Record, state: str) -> EngineRecord:
     )
 
 
+@dataclass(frozen=True)
+class LastLog:
+    """How the log of the engine that ran last ends."""
+
+    path: str
+    lines: tuple[str, ...]
+
+
+def last_log(limit: int = 8) -> LastLog | None:
+    """The end of the newest engine log of this checkout, or None where none ran yet."""
+    folder = StateFolder()
+    logs = [path for wanted in WANTED if (path := folder.log(wanted)).exists()]
+    if not logs:
+        return None
+    newest = max(logs, key=lambda path: path.stat().st_mtime)
+    return LastLog(str(newest), tuple(read_tail(newest).splitlines()[-limit:]))
+
+
 @contextmanager
 def _only_starter(folder: StateFolder, wanted: Wanted, tell: Progress) -> Iterator[None]:
     """Hold the lock of those who start this engine."""

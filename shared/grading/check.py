@@ -151,6 +151,12 @@ def check_lab(
         grading.fresh = fresh
         try:
             result = runner.grade(grading, watcher)
+        except KeyboardInterrupt:
+            console.print(
+                "Stopped. What was finished is kept: the same command goes on from there. "
+                "A model server that was started stops when idle, or by `make engine-down`."
+            )
+            raise
         except OSError as error:
             raise UserError(
                 f"The results could not be written ({error}). Tasks shown above as graded keep "

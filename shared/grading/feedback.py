@@ -24,6 +24,7 @@ MARKS: dict[Status, tuple[str, str, str]] = {
     "not_graded": ("?", "yellow", "NOT GRADED"),
 }
 _PRINTED_LINES = 20
+_OTHERS = 6
 
 
 class ConsoleWatcher:
@@ -104,7 +105,7 @@ def show_result(console: Console, lab: Lab, result: LabResult, command: str) -> 
         console.print()
         console.print(_figures(figures))
     console.print()
-    console.print(_summary(result))
+    console.print(_summary(lab, result))
 
 
 def _in_full(lab: Lab, task: Task, result: TaskResult, target: str, command: str) -> RenderableType:
@@ -120,7 +121,9 @@ def _in_full(lab: Lab, task: Task, result: TaskResult, target: str, command: str
     others = [c for c in result.checks if c.outcome != "passed" and c is not failure]
     if others and result.status in ("failed", "timed_out"):
         parts.append(Text(""))
-        parts.extend(Text(f"also: {sentence(c)}", "bright_black") for c in others[:6])
+        parts.extend(Text(f"also: {sentence(c)}", "bright_black") for c in others[:_OTHERS])
+        if len(others) > _OTHERS:
+            parts.append(Text(f"also: {len(others) - _OTHERS} more", "bright_black"))
     parts.append(Text(""))
     parts.append(_where_next(task, result, command))
     return Panel(
@@ -206,7 +209,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _summary(result: LabResult) -> RenderableType:
+def _summary(lab: Lab, result: LabResult) -> RenderableType:
     colour = "green" if result.passed else "red" if result.score == 0 else "yellow"
     lines = [
         Text.assemble(
@@ -217,7 +220,8 @@ def _summary(result: LabResult) -> RenderableType:
     ]
     if any(t.status == "not_graded" for t in result.tasks):
         lines.append(Text("Some tasks were NOT GRADED. That is neither pass nor fail.", "yellow"))
-    engine = result.engine or "no model server was needed"
+    live = any(any(lab.expected_checks(lab.task(t.id)).values()) for t in result.tasks)
+    engine = result.engine or ("was not asked" if live else "no model server was needed")
     details = [f"graded {result.target}", f"engine {engine}", f"SEED={result.seed}"]
     if result.domain:
         details.append(f"DOMAIN={result.domain}")

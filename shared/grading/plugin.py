@@ -312,7 +312,8 @@ def _load(target: Target, file: str) -> ModuleType:
         raise CheckFailed(
             observed=f"there is no file {file} in {target.label}",
             expected=f"{file}, as the starter has it",
-            why="The checks import your work from this file. `make reset-lab-N` brings it back.",
+            why="The checks import your work from this file. `make reset-lab-N TASK=N.M`, with "
+            "this task's number, brings it back and leaves your other files.",
         )
     for folder in reversed(target.import_path):
         if str(folder) not in sys.path:

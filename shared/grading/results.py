@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,10 @@ class TaskResult(BaseModel):
     sha256: str | None
     checks: list[CheckOutcome]
     expected_checks: int
+    engine: str | None = None
+    """What its live checks talked to; None where they did not run."""
+    seed: int | None = None
+    not_proven: list[str] = []
 
     @property
     def passed_checks(self) -> int:
@@ -126,17 +131,27 @@ class ResultStore:
         before = self.latest(result.lab, result.target)
         if before is None or before.domain != result.domain:
             return result
-        tasks = {t.id: t for t in before.tasks} | {t.id: t for t in result.tasks}
+        tasks = {t.id: t for t in before.tasks}
+        tasks |= {t.id: t for t in result.tasks if not _says_nothing_new(t, tasks.get(t.id))}
         ordered = sorted(tasks.values(), key=lambda t: tuple(map(int, t.id.split("."))))
+        engines = dict.fromkeys(t.engine for t in ordered if t.engine is not None)
         return result.model_copy(
             update={
                 "tasks": ordered,
                 "files": before.files | result.files,
                 "score": sum(t.points for t in ordered),
                 "max_score": sum(t.max_points for t in ordered),
-                "engine": result.engine or before.engine,
+                "engine": ", ".join(engines) or None,
+                "not_proven": list(dict.fromkeys(p for t in ordered for p in t.not_proven)),
             }
         )
+
+
+def _says_nothing_new(new: TaskResult, before: TaskResult | None) -> bool:
+    """Whether a grading that did not come about must leave the verdict on the very same files."""
+    if before is None or new.status != "not_graded":
+        return False
+    return before.status != "not_graded" and before.sha256 == new.sha256
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -148,10 +163,21 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, _mode_of(path))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _mode_of(path: Path) -> int:
+    """The permissions of a file that is replaced, or those that a new file gets."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
 
 
 def now() -> str:

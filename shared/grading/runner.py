@@ -11,7 +11,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ from shared.grading.target import ENV_TARGET, Target
 from shared.offline import OFFLINE_ENV
 from shared.paths import STATE
 from shared.tracking import own_store
+
+WAITING = "Its other checks pass; the live ones had not run yet."
 
 DOMAINS = ("finance", "healthcare", "climate")
 
@@ -112,13 +114,15 @@ class Runner:
         """
         started, started_at = time.perf_counter(), now()
         run = _Run(grading, self._process, watcher)
-        finished = self._finished_before(grading)
+        finished, half = self._finished_before(grading)
+        run.go_on(half)
         for task in grading.tasks:
             if task.id in finished:
                 watcher.task_finished(finished[task.id], reused=True)
 
         def snapshot(complete: bool) -> LabResult:
-            tasks = [finished[t.id] for t in grading.tasks if t.id in finished]
+            known = half | finished
+            tasks = [known[t.id] for t in grading.tasks if t.id in known]
             return LabResult(
                 lab=grading.lab.number,
                 title=grading.lab.title,
@@ -136,6 +140,11 @@ class Runner:
                 complete=complete,
             )
 
+        def keep_half(result: TaskResult) -> None:
+            half[result.id] = result
+            if self._store is not None:
+                self._store.keep_partial(snapshot(complete=False))
+
         def keep(result: TaskResult) -> None:
             finished[result.id] = result
             watcher.task_finished(result, reused=False)
@@ -148,8 +157,9 @@ class Runner:
             if task.id in finished:
                 continue
             watcher.task_started(task)
-            if run.without_engine(task):
+            if task.id in half or run.without_engine(task):
                 waiting.append(task)
+                keep_half(run.result(task))
             else:
                 keep(run.result(task))
         for task in waiting:
@@ -162,19 +172,26 @@ class Runner:
             self._store.keep(result)
         return result
 
-    def _finished_before(self, grading: Grading) -> dict[str, TaskResult]:
+    def _finished_before(
+        self, grading: Grading
+    ) -> tuple[dict[str, TaskResult], dict[str, TaskResult]]:
+        """What a run that was cut off had proven: tasks that passed, and those that waited for
+        the model server.
+        """
         if self._store is None or grading.fresh:
-            return {}
+            return {}, {}
         before = self._store.unfinished(grading.lab.number, grading.target.label)
         if before is None or before.domain != grading.domain:
-            return {}
-        return {
+            return {}, {}
+        same = {
             t.id: t
             for t in before.tasks
-            if t.status == "passed"
-            and any(t.id == task.id for task in grading.tasks)
+            if any(t.id == task.id for task in grading.tasks)
             and t.sha256 == _fingerprint(grading, grading.lab.task(t.id))
         }
+        passed = {id_: t for id_, t in same.items() if t.status == "passed"}
+        half = {id_: t for id_, t in same.items() if t.message == WAITING}
+        return passed, half
 
 
 class _Run:
@@ -189,8 +206,15 @@ class _Run:
         self._seconds: dict[str, float] = {}
         self._engine: RunningEngine | None = None
         self._engine_trouble = ""
+        self._asked: set[str] = set()
         self.engine_kind: str | None = None
         self.not_proven: list[str] = []
+
+    def go_on(self, half: Mapping[str, TaskResult]) -> None:
+        """Take over what an earlier run found out before it asked the model server."""
+        for id_, result in half.items():
+            self._outcomes[id_] = list(result.checks)
+            self._seconds[id_] = result.seconds
 
     def without_engine(self, task: Task) -> bool:
         """Run the checks that need no server; say whether live ones are to follow."""
@@ -199,29 +223,36 @@ class _Run:
         if offline:
             self._run(task, offline)
         passed = {c.check for c in self._outcomes.get(task.id, []) if c.outcome == "passed"}
-        return set(offline) <= passed and len(offline) < len(expected)
+        wait = set(offline) <= passed and len(offline) < len(expected)
+        if wait:
+            self._trouble.setdefault(task.id, WAITING)
+        return wait
 
     def with_engine(self, task: Task) -> None:
         """Run the live checks, starting the server if it is not up."""
         started = time.perf_counter()
+        if self._trouble.get(task.id) == WAITING:
+            del self._trouble[task.id]
         engine = self._have_engine()
         self._seconds[task.id] = self._seconds.get(task.id, 0.0) + time.perf_counter() - started
         if engine is None:
             self._trouble[task.id] = self._engine_trouble
             return
         expected = self._grading.lab.expected_checks(task)
+        self._asked.add(task.id)
         self._run(task, [name for name, live in expected.items() if live], engine)
         if any(c.outcome != "passed" for c in self._outcomes[task.id]) and not engine.alive():
             self._engine = None
             self._trouble[task.id] = (
                 "The model server stopped while this task was graded, so the live checks say "
                 "nothing about your code. Run the command again: it starts the server anew. "
-                "`make engine-status` shows its log."
+                "`make engine-status` shows the end of its log."
             )
 
     def result(self, task: Task) -> TaskResult:
         """Decide the task's status from what has been reported."""
         expected = self._grading.lab.expected_checks(task)
+        live = any(expected.values())
         outcomes = self._outcomes.get(task.id, [])
         status, message = _decide(list(expected), outcomes, self._trouble.get(task.id, ""))
         failure = next((c for c in outcomes if c.outcome != "passed"), None)
@@ -237,6 +268,9 @@ class _Run:
             sha256=_fingerprint(self._grading, task),
             checks=outcomes,
             expected_checks=len(expected),
+            engine=self.engine_kind if task.id in self._asked else None,
+            seed=self._grading.seed,
+            not_proven=[*self._grading.not_proven, *self.not_proven] if live else [],
         )
 
     def _run(self, task: Task, checks: list[str], engine: RunningEngine | None = None) -> None:

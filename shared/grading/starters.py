@@ -78,7 +78,7 @@ def blank(source: str, task: Task) -> str:
     left = set(task.symbols)
 
     def visit(nodes: list[ast.stmt], prefix: str) -> None:
-        for node in nodes:
+        for node, following in zip(nodes, [*nodes[1:], None], strict=True):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 name = prefix + node.name
                 if name in left:
@@ -113,6 +113,8 @@ def blank(source: str, task: Task) -> str:
                 names = [t.id for t in targets if isinstance(t, ast.Name)]
                 if names and all(_is_helper(n) for n in names):
                     cuts.append((*_span(node, lines), ""))
+                    if following is not None and _is_text(following):  # its docstring
+                        cuts.append((*_span(following, lines), ""))
 
     visit(tree.body, "")
     if left:
@@ -124,6 +126,14 @@ def blank(source: str, task: Task) -> str:
 
 def _is_helper(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _span(node: ast.stmt, lines: list[str]) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from support.scripted_upstream import (
     break_off,
     complete,
     drop,
+    half_an_event,
     hang,
     sse,
     stream_then,
@@ -540,12 +541,17 @@ def test_a_stream_that_breaks_off_or_stalls_ends_with_an_error_event(learner, rn
     key = next(iter(keys.values()))
     word = "w" + secrets_token(rng)
     with serving(learner, complete, api_keys=keys, deadline_s=1.5) as (gateway, upstream):
-        for case, after in (("breaks off", drop), ("stalls", hang)):
+        cases = (
+            ("breaks off", drop),
+            ("stalls", hang),
+            ("breaks off within a third event", half_an_event(drop)),
+        )
+        for case, after in cases:
             upstream.script = stream_then(word, "half", then=after)
             got = gateway.ask(key=key, body=STREAMED)
             expect(
                 got.status == 200 and word in got.text,
-                observed=f"{got}, for a stream that {case} after two events",
+                observed=f"{got}, for a stream that {case}, after two events",
                 expected="200 and the two events that came",
                 why="What the user has read already is worth keeping.",
                 hint="stream-end",
@@ -557,7 +563,7 @@ def test_a_stream_that_breaks_off_or_stalls_ends_with_an_error_event(learner, rn
                 error = None
             expect(
                 isinstance(error, dict) and "[DONE]" not in got.text,
-                observed=f"the last event {last[:200]!r}, for a stream that {case} after two",
+                observed=f"the last event {last[:200]!r}, for a stream that {case}, after two",
                 expected='data: {"error": {...}} as the last event, and no data: [DONE]',
                 why="Half an answer that looks whole is stored, shown and acted upon.",
                 hint="stream-end",

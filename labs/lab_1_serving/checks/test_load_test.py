@@ -80,6 +80,19 @@ def test_gaps_between_arrivals_are_exponential(learner, rng):
     )
 
 
+def test_the_first_arrival_is_drawn_like_the_others(learner, rng):
+    runs = [plain(learner.poisson_arrivals(10.0, 2.0, rng)) for _ in range(400)]
+    first = float(np.mean([run[0] for run in runs if run]))
+    expect(
+        0.65 < first * 10.0 < 1.35,
+        observed=f"in 400 runs at 10 per s, a first arrival after {first:.3f} s on average",
+        expected="about 0.1 s: the gap before the first one is a gap like any other",
+        why="Every run that begins with a request at once offers one more than it says; short "
+        "runs, of which a sweep has many, are then all too hard.",
+        hint="poisson",
+    )
+
+
 def test_the_number_of_arrivals_varies_as_it_does_in_a_poisson_process(learner, rng):
     counts = [len(plain(learner.poisson_arrivals(10.0, 2.0, rng))) for _ in range(400)]
     ratio = float(np.var(counts) / np.mean(counts))

@@ -43,7 +43,8 @@ Deadline:
     Without streaming the whole answer is there within `Settings.deadline_s`, or the client gets
     504. In a stream the answer begins within `Settings.deadline_s`, and no more than that passes
     between two pieces. A stream that stalls or breaks off cannot change its status any more: it
-    ends with one event ``data: {"error": {...}}`` and without ``data: [DONE]``.
+    ends with one event ``data: {"error": {...}}`` and without ``data: [DONE]``. If half an event
+    had been passed on, a blank line ends it first.
 
 Side by side:
     A hundred requests can wait for the upstream at once, and /health still answers.

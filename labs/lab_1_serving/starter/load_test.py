@@ -150,8 +150,8 @@ def percentile(values: Iterable[float], q: float) -> float:
 
     Returns:
         The smallest of `values` such that at least `q` percent of them are less than or equal to
-        it; for `q` = 0 the smallest of all. No interpolation: the same as NumPy's percentile with
-        ``method="inverted_cdf"``.
+        it; for `q` = 0 the smallest of all. No interpolation (NumPy calls this
+        ``method="inverted_cdf"``).
 
     Raises:
         ValueError: there are no values, or `q` is not within 0 to 100.

@@ -82,8 +82,3 @@ def decide(records: Sequence[RequestRecord], promise: Promise) -> Decision:
         promise: what the service promises. Its shares and limits differ from server to server.
     """
     raise NotImplementedError("Task 1.7: write decide")
-
-
-"""How often a server just at its promise may be taken for one that breaks it, for each part."""
-
-"""How often a server just beyond its promise may be taken for one that keeps it."""

@@ -297,6 +297,17 @@ async def trickle(exchange: Exchange) -> None:
         await asyncio.sleep(0.05)
 
 
+def half_an_event(then: Script) -> Script:
+    """Begin an event, then do something else."""
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.chunk(sse("never read")[:20])
+        await asyncio.sleep(0.05)
+        await then(exchange)
+
+    return play
+
+
 def stream_then(*texts: str, then: Script) -> Script:
     """Stream events for `texts`, then do something else."""
 

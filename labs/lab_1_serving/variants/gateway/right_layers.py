@@ -217,7 +217,7 @@ async def relay(
         if not started:
             await response(scope, None, send)
         else:
-            event = b"data: " + response.body + b"\n\n"
+            event = b"\n\ndata: " + response.body + b"\n\n"
             await send({"type": "http.response.body", "body": event})
     finally:
         if answer is not None:

@@ -166,7 +166,7 @@ async def events(upstream: httpx.Response, settings: Settings) -> AsyncIterator[
             yield chunk
     except httpx.HTTPError:
         problem = {"message": "The engine's answer broke off", "type": "upstream", "code": 502}
-        yield f"data: {json.dumps({'error': problem})}\n\n".encode()
+        yield f"\n\ndata: {json.dumps({'error': problem})}\n\n".encode()
     finally:
         await upstream.aclose()
 
