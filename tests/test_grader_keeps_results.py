@@ -17,7 +17,7 @@ import pytest
 from shared.grading.feedback import SilentWatcher
 from shared.grading.lab import Task
 from shared.grading.results import ResultStore, TaskResult, write_atomically
-from shared.grading.runner import Runner
+from shared.grading.runner import NoEngine, Runner
 from shared.paths import ROOT
 from tests.conftest import SOLUTION, SmallLab
 
@@ -204,3 +204,100 @@ def _wait_for(condition: object, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+class _FakeServer:
+    """As much of a model server as the runner needs."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def alive(self) -> bool:
+        return True
+
+    def to_json(self) -> str:
+        return ""
+
+
+LIVE = """
+
+@pytest.fixture
+def engine():
+    return None
+
+
+def test_live(learner, engine):
+    expect_equal(learner.double(2), 4, what="the double of 2", why="It is live.")
+"""
+
+
+@pytest.fixture
+def live_tasks(three_tasks: SmallLab) -> SmallLab:
+    """Three solved tasks, each with a check that asks for the model server."""
+    for number in range(3):
+        path = three_tasks.folder / "checks" / f"test_double_{number}.py"
+        path.write_text("import pytest\n" + path.read_text() + LIVE)
+    return three_tasks
+
+
+def test_a_run_cut_off_before_the_server_was_asked_goes_on_from_there(live_tasks: SmallLab) -> None:
+    grading = live_tasks.grading()
+    with Runner(live_tasks.store) as runner:
+        with pytest.raises(KeyboardInterrupt):
+            runner.grade(grading, _CutAfter(3))  # all offline checks are done
+        before = live_tasks.store.unfinished(9, "starter")
+        assert before is not None
+        assert [len(t.checks) for t in before.tasks] == [2, 2, 2]
+        again = live_tasks.grading(seed=2)
+        again.start_engine = lambda: _FakeServer("portable")
+        result = runner.grade(again, Notes())
+    assert result.passed
+    assert [len(t.checks) for t in result.tasks] == [3, 3, 3]
+
+
+def test_each_task_keeps_the_engine_and_seed_it_was_graded_with(live_tasks: SmallLab) -> None:
+    with Runner(live_tasks.store) as runner:
+        for seed, kind, tasks in ((1, "portable", TASKS), (2, "vllm-cpu", TASKS[:1])):
+            grading = live_tasks.grading(seed=seed)
+            grading.tasks = [t for t in live_tasks.lab.tasks if t.id in tasks]
+            grading.start_engine = lambda kind=kind: _FakeServer(kind)  # type: ignore[misc]
+            grading.not_proven = [] if kind.startswith("vllm") else ["vLLM"]
+            runner.grade(grading, Notes())
+    kept = live_tasks.store.latest(9)
+    assert kept is not None
+    assert [(t.engine, t.seed) for t in kept.tasks] == [
+        ("vllm-cpu", 2),
+        ("portable", 1),
+        ("portable", 1),
+    ]
+    assert kept.engine == "vllm-cpu, portable"
+    assert kept.not_proven == ["vLLM"]
+
+
+def test_what_could_not_be_graded_leaves_the_verdict_on_the_same_file(live_tasks: SmallLab) -> None:
+    def no_server() -> _FakeServer:
+        raise NoEngine("The port is in use.")
+
+    with Runner(live_tasks.store) as runner:
+        grading = live_tasks.grading()
+        grading.start_engine = lambda: _FakeServer("portable")
+        assert runner.grade(grading, Notes()).passed
+        grading = live_tasks.grading()
+        grading.start_engine = no_server
+        assert {t.status for t in runner.grade(grading, Notes()).tasks} == {"not_graded"}
+        kept = live_tasks.store.latest(9)
+        assert kept is not None
+        assert kept.passed
+        live_tasks.write("starter/double_0.py", SOLUTION + "# changed\n")
+        runner.grade(grading, Notes())
+    kept = live_tasks.store.latest(9)
+    assert kept is not None
+    assert {t.status for t in kept.tasks} == {"not_graded"}  # a lab's files count for all its tasks
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(0o640)
+    write_atomically(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o640
