@@ -348,7 +348,7 @@ def _brief(value: Any) -> str:
     if module.startswith(("pandas", "numpy")) and hasattr(value, "shape"):
         return f"<{type(value).__name__} {'x'.join(map(str, value.shape))}>"
     try:
-        return show(value, 120)
+        return show(value, 220)
     except Exception:
         return f"<{type(value).__name__}>"
 
