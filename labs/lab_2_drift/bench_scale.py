@@ -1,7 +1,7 @@
 """Drift at scale (task 2.8) against the plain pandas way: rows a second and peak memory.
 
-    python labs/lab_2_drift/bench_scale.py
-    python labs/lab_2_drift/bench_scale.py --rows 1000000 --workers 4
+    .venv/bin/python labs/lab_2_drift/bench_scale.py
+    .venv/bin/python labs/lab_2_drift/bench_scale.py --rows 1000000 --workers 4
 
 The table is synthetic (generator and seed below): a reference of 1,000,000 rows and a current
 window of 1, 10 and 50 million, four numeric columns with missing values and two categorical ones,

@@ -1,7 +1,7 @@
 """Take the pictures of the MLflow and Evidently pages that the lab's README shows.
 
     sudo apt-get install chromium        # or any Chromium or Chrome; CHROMIUM=/path/to/it
-    python labs/lab_2_drift/screenshots.py
+    .venv/bin/python labs/lab_2_drift/screenshots.py
 
 The runs on the pages are made by the lab's solutions, on the finance domain, in a temporary
 folder. The servers listen on loopback and are stopped at the end. The browser is driven through
