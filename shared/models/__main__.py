@@ -9,6 +9,7 @@ from shared.models.store import (
     ModelError,
     engine_python,
     minilm,
+    minilm_onnx,
     smollm2_bf16,
     smollm2_gguf,
     verify,
@@ -28,6 +29,7 @@ def main() -> int:
     try:
         for name, prepare in ((SMOLLM2.name, smollm2_gguf), (MINILM.name, minilm)):
             print(f"{name}: {prepare(print)}")
+        print(f"{MINILM.name}-onnx: {minilm_onnx(print)}")
         if engine_python().exists():
             print(f"{SMOLLM2.name}-bf16: {smollm2_bf16(print)}")
     except ModelError as error:

