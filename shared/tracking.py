@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from shared.paths import STATE
+
+_CACHE = STATE / "cache"
 
 
 @dataclass(frozen=True)
@@ -51,24 +54,33 @@ def make_empty_store(path: Path) -> str:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.{os.getpid()}.new")
-        shutil.copyfile(_template(), new)
-        new.replace(path)
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        with FileLock(_CACHE / "mlflow-empty.lock"):  # two gradings may begin in one new checkout
+            if not path.exists():
+                new = path.with_name(f"{path.name}.new")
+                shutil.copyfile(_template(), new)
+                _move_default_experiment(new, path.parent / "mlartifacts" / "0")
+                new.replace(path)
     return f"sqlite:///{path}"
 
 
 def _template() -> Path:
-    folder = STATE / "cache"
-    template = folder / f"mlflow-{version('mlflow')}-empty.db"
-    if template.exists():
-        return template
-    from mlflow import MlflowClient
+    template = _CACHE / f"mlflow-{version('mlflow')}-empty.db"
+    if not template.exists():
+        from mlflow import MlflowClient
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "mlflow-empty.lock"):
-        if not template.exists():
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
-            new = template.with_suffix(f".{os.getpid()}.new")
-            MlflowClient(f"sqlite:///{new}").search_experiments()
-            new.replace(template)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        new = template.with_suffix(".new")
+        new.unlink(missing_ok=True)  # of a run that was cut off
+        MlflowClient(f"sqlite:///{new}").search_experiments()
+        new.replace(template)
     return template
+
+
+def _move_default_experiment(store: Path, artifacts: Path) -> None:
+    """Without this, its files would go to the folder in which the template happened to be made."""
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0",
+            (artifacts.as_uri(),),
+        )

@@ -19,6 +19,7 @@ from shared.grading.lab import Task
 from shared.grading.results import ResultStore, TaskResult, write_atomically
 from shared.grading.runner import NoEngine, Runner
 from shared.paths import ROOT
+from shared.tracking import make_empty_store
 from tests.conftest import SOLUTION, SmallLab
 
 TASKS = ("9.1", "9.2", "9.3")
@@ -274,6 +275,20 @@ def test_each_task_keeps_the_engine_and_seed_it_was_graded_with(live_tasks: Smal
     assert kept.not_proven == ["vLLM"]
 
 
+def test_a_run_that_goes_on_with_another_engine_names_both(live_tasks: SmallLab) -> None:
+    with Runner(live_tasks.store) as runner:
+        grading = live_tasks.grading()
+        grading.start_engine = lambda: _FakeServer("portable")
+        grading.not_proven = ["vLLM"]
+        with pytest.raises(KeyboardInterrupt):
+            runner.grade(grading, _CutAfter(4))  # three offline, one live
+        again = live_tasks.grading()
+        again.start_engine = lambda: _FakeServer("vllm-cpu")
+        result = runner.grade(again, Notes())
+    assert result.engine == "portable, vllm-cpu"
+    assert result.not_proven == ["vLLM"]
+
+
 def test_what_could_not_be_graded_leaves_the_verdict_on_the_same_file(live_tasks: SmallLab) -> None:
     def no_server() -> _FakeServer:
         raise NoEngine("The port is in use.")
@@ -301,3 +316,16 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
     path.chmod(0o640)
     write_atomically(path, "new")
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_an_empty_store_is_made_once_and_never_over_another(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    path = tmp_path / "own" / "mlflow.db"
+    client = MlflowClient(make_empty_store(path))
+    assert client.get_experiment("0").artifact_location == (
+        (path.parent / "mlartifacts" / "0").as_uri()
+    )
+    made = client.create_experiment("mine")
+    make_empty_store(path)
+    assert client.get_experiment(made).name == "mine"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-import tempfile
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -134,17 +136,26 @@ class ResultStore:
         tasks = {t.id: t for t in before.tasks}
         tasks |= {t.id: t for t in result.tasks if not _says_nothing_new(t, tasks.get(t.id))}
         ordered = sorted(tasks.values(), key=lambda t: tuple(map(int, t.id.split("."))))
-        engines = dict.fromkeys(t.engine for t in ordered if t.engine is not None)
         return result.model_copy(
             update={
                 "tasks": ordered,
                 "files": before.files | result.files,
                 "score": sum(t.points for t in ordered),
                 "max_score": sum(t.max_points for t in ordered),
-                "engine": ", ".join(engines) or None,
-                "not_proven": list(dict.fromkeys(p for t in ordered for p in t.not_proven)),
+                "engine": engines_of(ordered),
+                "not_proven": not_proven_of(ordered),
             }
         )
+
+
+def engines_of(tasks: Iterable[TaskResult]) -> str | None:
+    """The engines that live checks talked to, each once: tasks may stem from several runs."""
+    return ", ".join(dict.fromkeys(t.engine for t in tasks if t.engine is not None)) or None
+
+
+def not_proven_of(tasks: Iterable[TaskResult]) -> list[str]:
+    """All that these tasks leave unproven, each once."""
+    return list(dict.fromkeys(text for t in tasks for text in t.not_proven))
 
 
 def _says_nothing_new(new: TaskResult, before: TaskResult | None) -> bool:
@@ -157,27 +168,19 @@ def _says_nothing_new(new: TaskResult, before: TaskResult | None) -> bool:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's content in one step: after a crash the old or the new is there, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        # Not mkstemp: its files are closed to everybody else, and the result keeps that.
+        with new.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, _mode_of(path))
-        os.replace(name, path)
+        with suppress(FileNotFoundError):
+            new.chmod(stat.S_IMODE(path.stat().st_mode))
+        new.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         raise
-
-
-def _mode_of(path: Path) -> int:
-    """The permissions of a file that is replaced, or those that a new file gets."""
-    try:
-        return stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
 
 
 def now() -> str:

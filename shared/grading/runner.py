@@ -22,7 +22,15 @@ from shared.grading.child import ChildSpec
 from shared.grading.events import CheckOutcome
 from shared.grading.lab import Lab, Task
 from shared.grading.process import ChecksProcess
-from shared.grading.results import LabResult, ResultStore, Status, TaskResult, now
+from shared.grading.results import (
+    LabResult,
+    ResultStore,
+    Status,
+    TaskResult,
+    engines_of,
+    not_proven_of,
+    now,
+)
 from shared.grading.target import ENV_TARGET, Target
 from shared.offline import OFFLINE_ENV
 from shared.paths import STATE
@@ -129,8 +137,8 @@ class Runner:
                 target=grading.target.label,
                 files=grading.target.hashes([t.file for t in grading.tasks]),
                 domain=grading.domain,
-                engine=run.engine_kind,
-                not_proven=[*grading.not_proven, *run.not_proven],
+                engine=engines_of(tasks),
+                not_proven=not_proven_of(tasks),
                 seed=grading.seed,
                 score=sum(t.points for t in tasks),
                 max_score=sum(t.points for t in grading.tasks),
