@@ -9,7 +9,7 @@ import pytest
 
 from shared.models import minilm, minilm_onnx, store
 from shared.models.embed import DIMENSIONS, Embedder
-from shared.models.minilm_onnx import FILE, build, read_safetensors
+from shared.models.to_onnx import FILE, build, read_safetensors
 from shared.wheels import sha256_of
 
 # Made with torch 2.13 and transformers 5.17 (BertModel, mean over the pieces, normalised), one text

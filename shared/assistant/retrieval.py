@@ -17,7 +17,7 @@ import numpy as np
 
 from shared.assistant.records import Document
 from shared.models.embed import DIMENSIONS, Embedder, Vectors, embedder
-from shared.models.minilm_onnx import CONVERSION
+from shared.models.to_onnx import CONVERSION
 from shared.paths import STATE
 
 _KEPT = STATE / "vectors"

@@ -17,8 +17,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from shared.models.minilm_onnx import FILE
 from shared.models.store import minilm_onnx
+from shared.models.to_onnx import FILE
 
 DIMENSIONS = 384
 MAX_PIECES = 256

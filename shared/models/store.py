@@ -188,14 +188,14 @@ def _origin(source: ModelSource) -> dict[str, object]:
 
 
 def _onnx_origin() -> dict[str, object]:
-    from shared.models.minilm_onnx import CONVERSION as ONNX_CONVERSION  # numpy, only if needed
+    from shared.models.to_onnx import CONVERSION as ONNX_CONVERSION  # numpy, only if needed
 
     (weights,) = (m.sha256 for m in MINILM.members if m.name == "model.safetensors")
     return {"safetensors": weights, "conversion": ONNX_CONVERSION}
 
 
 def _build_onnx(source: Path, folder: Path) -> None:
-    from shared.models.minilm_onnx import build
+    from shared.models.to_onnx import build
 
     try:
         build(source, folder)
