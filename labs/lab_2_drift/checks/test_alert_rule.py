@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from support.alerts import check_drift, check_quiet, columns_of, streams
+from support.alerts import check_drift, check_quiet, columns_of, streams, watch
 
 from shared.domains.tabular import CONTROL
 from shared.grading.expect import expect
 
 slow = pytest.mark.limit(100)
+ONSET = 4
+TWO_COLUMNS = 12
+TWO_COLUMNS_RIGHT = 10
 
 
 @slow
@@ -73,6 +78,32 @@ def test_drift_of_one_feature_is_noticed_and_named(learner, rng, domain, figure)
         name="one feature",
         why="Drift rarely takes half the columns. One broken feature is enough to break a model.",
         hint="any-column",
+    )
+
+
+@slow
+def test_of_two_columns_the_one_that_moved_further_is_named_first(learner, rng, domain):
+    moved, right = [], 0
+    for number, stream in enumerate(streams(domain, "none", TWO_COLUMNS, rng)):
+        # By turns the first and the last of the two, so that the order of names does not help.
+        two = sorted(rng.choice(sorted(stream.numeric), 2, replace=False))
+        far, near = two[:: 1 if number % 2 else -1]
+        shift = {c: k * float(stream.reference[c].std()) for c, k in ((far, 3.0), (near, 0.8))}
+        windows = tuple(
+            w if i < ONSET else w.assign(**{c: w[c] + by for c, by in shift.items()})
+            for i, w in enumerate(stream.windows)
+        )
+        named = watch(learner, replace(stream, windows=windows, onset=ONSET)).first_named
+        right += named == far
+        moved.append(f"{far} by 3, {near} by 0.8; named first: {named}")
+    wrong = next((text for text in moved if not text.endswith(f": {text.split(' by ')[0]}")), "")
+    expect(
+        right >= TWO_COLUMNS_RIGHT,
+        observed=f"the column that moved further is named first in {right} of {TWO_COLUMNS} streams"
+        + (f"; not, for example, where standard deviations were {wrong}" if wrong else ""),
+        expected=f"at least {TWO_COLUMNS_RIGHT} of {TWO_COLUMNS}",
+        why="Whoever is called at night looks at the first name, and has ten minutes.",
+        hint="name-first",
     )
 
 

@@ -143,6 +143,7 @@ def test_psi_stays_finite_where_a_bin_is_empty(learner, rng):
         ("aabbbc", "aaaaab"),
         ("a" * int(rows[0]) + "b" * int(rows[1]), "c" * int(rows[2]) + "b" * int(rows[3])),
         ("a" * 9, "b" * 5),
+        ("a" * 20_000 + "b", "a" * 90 + "b" * 10),  # a share below FLOOR, which is not 0
     ):
         before, now = pd.Series(list(reference)), pd.Series(list(current))
         values = sorted({*reference, *current})

@@ -22,6 +22,7 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
+from dask.callbacks import Callback
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 from support.partitions import Partition, RemotePartition, RowCount, make_table
@@ -440,6 +441,30 @@ def test_frames_are_read_once_and_never_together(learner, rng):
             why="Each one more is another partition in memory.",
             hint="one-partition",
         )
+
+
+def test_what_a_task_has_returned_is_not_changed_by_another(learner):
+    returned: list[tuple[RowCount, int]] = []
+
+    def note(key: Any, result: Any, *_: Any) -> None:
+        found = result if isinstance(result, (list, tuple)) else [result]
+        returned.extend((r, r.rows) for r in found if isinstance(r, RowCount))
+
+    partitions = [_Watch().partition(i, 10) for i in range(20)]
+    with Callback(posttask=note):
+        got = learner.reduce_partitions(partitions, RowCount(), workers=2)
+    expect_equal(got.rows, 200, what="rows of 20 partitions", why="It is the sum.", hint="reduce")
+    changed = [(rows, summary.rows) for summary, rows in returned if summary.rows != rows]
+    expect(
+        not changed,
+        observed="a summary of {} rows when its task returned it, of {} rows later".format(
+            *(changed or [(0, 0)])[0]
+        ),
+        expected="the same for good: a task that merges starts with something of its own",
+        why="When a worker is lost, Dask runs tasks again on what others returned. Rows are then "
+        "counted twice, and only on the day on which a worker is lost.",
+        hint="own-total",
+    )
 
 
 def test_answer_does_not_depend_on_how_the_rows_are_cut(learner, rng, figure):

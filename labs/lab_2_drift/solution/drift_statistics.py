@@ -73,10 +73,10 @@ def count_bins(
 ) -> BinCounts:
     """Count the rows of both windows in bins that the reference defines.
 
-    A numeric column (not bool) whose reference has more than `MAX_VALUES` distinct values, or any
-    numeric column when `edges` are given, is cut at inner edges, in rising order: a value on an
-    edge belongs to the bin above it, the first bin is open below and the last one above, so that
-    n edges make n + 1 bins and every value has one. Without `edges`, these are the quantiles of
+    A numeric column (not bool) whose reference has more than `MAX_VALUES` distinct values, or one
+    for which `edges` are given, is cut at inner edges, in rising order: a value on an edge belongs
+    to the bin above it, the first bin is open below and the last one above, so that n edges make
+    n + 1 bins and every value has one. Without `edges`, these are the quantiles of
     the reference's present values at 1/bins, 2/bins, ... (NumPy's default interpolation), equal
     ones taken once.
 
@@ -88,7 +88,7 @@ def count_bins(
     Args:
         reference, current: the column in each window. Dtypes may differ; one may be all missing.
         bins: how many quantile bins.
-        edges: inner edges to use instead, in rising order.
+        edges: inner edges to use instead, in rising order; the caller gives them for numbers only.
 
     Raises:
         ValueError: a window has no rows; the message names it, ``reference`` or ``current``.
