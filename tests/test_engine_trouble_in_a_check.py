@@ -76,15 +76,15 @@ def test_a_server_killed_in_a_check_gives_no_verdict_and_the_next_run_recovers(
 def test_a_model_cache_that_is_gone_gives_a_sentence_and_no_verdict(
     live_lab: SmallLab, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLOPS_LABS_HOME", str(tmp_path / "empty"))
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    task = runner.grade(with_engine(live_lab), SilentWatcher()).tasks[0]
+    with monkeypatch.context() as gone:
+        gone.setenv("MLOPS_LABS_HOME", str(tmp_path / "empty"))
+        gone.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+        gone.setenv("PIP_FIND_LINKS", str(tmp_path))
+        gone.setenv("PIP_NO_INDEX", "1")
+        task = runner.grade(with_engine(live_lab), SilentWatcher()).tasks[0]
     assert task.status == "not_graded"
     assert "did not run" in task.message
     assert "Traceback" not in task.message
-    monkeypatch.delenv("MLOPS_LABS_HOME")
     assert runner.grade(with_engine(live_lab), SilentWatcher()).passed
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 
 import uvicorn
 from rich.console import Console
@@ -12,6 +10,7 @@ from rich.console import Console
 from shared.domains.worlds import DOMAINS
 from shared.errors import UserError
 from shared.paths import STATE
+from shared.ports import listen
 from shared.review.demo import load_approval, open_demo
 from shared.review.page import Guard, make_page
 
@@ -33,7 +32,7 @@ def serve_review(console: Console, target: str, domain: str, reviewer: str) -> N
     shutil.rmtree(folder, ignore_errors=True)
     reviewer = reviewer or "reviewer"
     desk, world = open_demo(module, folder, domain, reviewers=(reviewer,))
-    with _listening() as listener:
+    with listen(_PREFERRED_PORT) as listener:
         guard = Guard(port=listener.getsockname()[1])
         console.print(
             f"Reviewer's page, you are [bold]{reviewer}[/]: {guard.address}", soft_wrap=True
@@ -45,19 +44,3 @@ def serve_review(console: Console, target: str, domain: str, reviewer: str) -> N
             uvicorn.Server(config).run(sockets=[listener])
         finally:
             desk.close()
-
-
-def _listening() -> socket.socket:
-    wanted = os.environ.get("PORT", "")
-    if wanted and not wanted.isdigit():
-        raise UserError(f"PORT={wanted} is no number.")
-    for port in [int(wanted)] if wanted else [_PREFERRED_PORT, 0]:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            listener.close()
-        else:
-            return listener
-    raise UserError(f"PORT={wanted} cannot be had. Leave it out, or name a free one.")
