@@ -30,7 +30,11 @@ OFFLINE_ENV: dict[str, str] = {
     "WANDB_MODE": "offline",
     "WANDB__SAVE_REQUIREMENTS": "false",  # a list of all packages of this machine, and a second
     "DEEPEVAL_TELEMETRY_OPT_OUT": "YES",
+    "DEEPEVAL_DISABLE_DOTENV": "1",  # it would read settings from an .env of the working folder
+    "DEEPEVAL_CACHE_FOLDER": str(STATE / "deepeval"),  # else .deepeval in the working folder
+    "DEEPEVAL_HOME": str(STATE / "deepeval"),  # else ~/.deepeval
     "RAGAS_DO_NOT_TRACK": "true",
+    "TLDEXTRACT_CACHE": str(STATE / "cache" / "tldextract"),  # else below ~/.cache; Presidio's
     # Agents.
     "CREWAI_DISABLE_TELEMETRY": "true",
     "CREWAI_DISABLE_TRACKING": "true",
