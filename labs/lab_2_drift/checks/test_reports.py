@@ -15,7 +15,13 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
-from support.registry import keep_newest_run, new_experiment, new_store, own_experiment
+from support.registry import (
+    keep_newest_report,
+    keep_newest_run,
+    new_experiment,
+    new_store,
+    own_experiment,
+)
 
 from shared.domains.tabular import load_tabular
 from shared.grading.expect import expect, expect_equal, expect_raises, fail, number, plain
@@ -394,6 +400,7 @@ def test_reports_on_the_domain_s_first_and_last_window(learner, domain, figure, 
             project=f"Lab 2, {domain}",
         )
         keep_newest_run(store.uri, experiment, name)
+        keep_newest_report(store.folder / "evidently", f"Lab 2, {domain}", name)
         figure(f"share of drifted columns, {label}", published.share)
         expect_equal(
             (plain(published.share), plain(published.drifted)),

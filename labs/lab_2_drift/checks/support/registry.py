@@ -73,6 +73,22 @@ def keep_newest_run(uri: str, experiment: str, run_name: str) -> None:
             shutil.rmtree(folder.parent, ignore_errors=True)
 
 
+def keep_newest_report(folder: Path, project: str, name: str) -> None:
+    """Delete all reports of that name from an Evidently workspace but the newest."""
+    from evidently.ui.workspace import Workspace
+
+    space = Workspace.create(str(folder))
+    for home in space.search_project(project):
+        named = []
+        for snapshot_id in space.list_runs(home.id):
+            snapshot = space.get_run(home.id, snapshot_id)
+            if snapshot is not None and snapshot.name == name:
+                named.append(str(snapshot_id))
+        # Ids are UUIDs of version 7: they sort by the time of their making.
+        for snapshot_id in sorted(named)[:-1]:
+            space.delete_run(home.id, snapshot_id)
+
+
 def register(client: MlflowClient, versions: int, champion: int | None = 1) -> None:
     """Register `versions` versions of `NAME` without artifacts; point the alias at `champion`."""
     client.create_registered_model(NAME)
