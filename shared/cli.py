@@ -41,13 +41,14 @@ def check(
     seed: Seed = "",
     json_path: Annotated[str, typer.Option("--json", envvar="JSON")] = "",
     fresh: Annotated[str, typer.Option(envvar="FRESH", help="1: keep nothing cut off.")] = "",
+    jobs: Annotated[str, typer.Option(envvar="JOBS", help="How many tasks at once.")] = "",
 ) -> None:
     """Grade a lab, or one task of it. Exit status 0 only when every task passes."""
     from shared.grading.check import Request, check_lab
 
     asked = Request.of(lab, task=task, target=target, domain=domain, engine=engine, seed=seed)
     raise typer.Exit(
-        check_lab(console, asked, Path(json_path) if json_path else None, fresh == "1")
+        check_lab(console, asked, Path(json_path) if json_path else None, fresh == "1", jobs)
     )
 
 

@@ -24,9 +24,12 @@ from tests.conftest import SOLUTION, SmallLab
 
 TARGETS = (
     "setup doctor check-lab-N watch-lab-N hint-lab-N reset-lab-N progress engine-up engine-status "
-    "engine-down ui starters proof notebooks test bench clean"
+    "engine-down ui review starters proof notebooks test bench clean"
 )
-OPTIONS = ("TASK", "TARGET", "DOMAIN", "ENGINE", "SEED", "JSON", "LAB", "FRESH", "MODEL")
+OPTIONS = (
+    *("TASK", "TARGET", "DOMAIN", "ENGINE", "SEED", "JSON", "LAB", "FRESH", "MODEL", "REVIEWER"),
+    *("PORT", "JOBS"),
+)
 
 
 def make(*words: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -65,6 +68,7 @@ def test_a_second_set_up_does_nothing() -> None:
         (["check-lab-1", "SEED=abc"], "it takes a whole number"),
         (["check-lab-1", "DOMAIN=sports"], "it takes finance, healthcare, climate"),
         (["hint-lab-1", "TASK=1.99"], "Lab 1 has no task 1.99"),
+        (["check-lab-1", "JOBS=none"], "it takes a whole number, 1 or more"),
         (["proof", "LAB=99"], "There is no lab 99"),
         (["notebooks", "LAB=99"], "There is no notebook for lab 99"),
     ],
@@ -190,13 +194,13 @@ def test_watching_grades_again_after_a_save_with_a_warm_process(
     console = Console(quiet=True)
     small_lab.learner("def double(x):\n    return 3 * x\n")
     first = runner.grade(small_lab.grading(), ConsoleWatcher(console, small_lab.lab))
-    worker = runner._process._worker
+    worker = runner._processes[0]._worker
     small_lab.learner(SOLUTION)
     time.sleep(0.01)
     second = runner.grade(small_lab.grading(), ConsoleWatcher(console, small_lab.lab))
     assert (first.passed, second.passed) == (False, True)
     if sys.platform == "linux":
-        assert runner._process._worker is worker
+        assert runner._processes[0]._worker is worker
 
 
 def _printed(work: Callable[[Console], object]) -> str:

@@ -97,39 +97,85 @@ def test_a_failing_task_is_always_graded_anew(three_tasks: SmallLab) -> None:
     assert notes.graded[0] == "9.1"
 
 
-def test_sigkill_in_the_middle_keeps_what_was_finished(three_tasks: SmallLab) -> None:
-    three_tasks.write(
-        "starter/double_2.py",
-        "import os, pathlib, time\n\n\ndef double(x):\n"
-        f"    pathlib.Path({str(three_tasks.folder / 'pid')!r}).write_text(str(os.getpid()))\n"
-        "    time.sleep(600)\n    return 2 * x\n",
-    )
-    code = f"""
-from pathlib import Path
+STUCK = """
+import os, pathlib, time
+
+
+def double(x):
+    pathlib.Path({pid_file!r}).write_text(str(os.getpid()))
+    time.sleep(600)
+    return 2 * x
+"""
+GRADE = """
 from shared.grading.feedback import SilentWatcher
 from shared.grading.lab import Lab
 from shared.grading.results import ResultStore
 from shared.grading.runner import Grading, Runner
 from shared.grading.target import resolve_target
-lab = Lab.model_validate_json({three_tasks.lab.model_dump_json()!r})
+lab = Lab.model_validate_json({lab!r})
 target = resolve_target("starter", lab.folder)
-with Runner(ResultStore(lab.folder / ".labs")) as runner:
+with Runner(ResultStore(lab.folder / ".labs"), jobs={jobs}) as runner:
     runner.grade(Grading(lab=lab, tasks=lab.tasks, target=target, seed=1), SilentWatcher())
 """
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "Ctrl-C"])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_is_ended_keeps_what_was_finished(
+    three_tasks: SmallLab, how: signal.Signals, jobs: int
+) -> None:
+    pid_file = three_tasks.folder / "pid"
+    three_tasks.write("starter/double_2.py", STUCK.format(pid_file=str(pid_file)))
+    code = GRADE.format(lab=three_tasks.lab.model_dump_json(), jobs=jobs)
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
     try:
         _wait_for(lambda: _finished(three_tasks.store) == 2)
-        _wait_for((three_tasks.folder / "pid").is_file)
+        _wait_for(pid_file.is_file)
+        os.kill(process.pid, how)
+        process.wait(timeout=60)
     finally:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
     kept = three_tasks.store.unfinished(9, "starter")
     assert kept is not None
     assert [t.status for t in kept.tasks] == ["passed", "passed"]
     assert not kept.complete
     assert not kept.passed
-    left_behind = int((three_tasks.folder / "pid").read_text())
+    left_behind = int(pid_file.read_text())
     _wait_for(lambda: not psutil.pid_exists(left_behind))
+
+
+WAITS_FOR = """
+import pathlib, time
+
+HERE = pathlib.Path({folder!r})
+
+
+def double(x):
+    (HERE / "{mine}").touch()
+    for _ in range(200):
+        if (HERE / "{other}").exists():
+            return 2 * x
+        time.sleep(0.05)
+    return "nobody came"
+"""
+
+
+def test_two_at_once_are_graded_as_one_after_the_other(three_tasks: SmallLab) -> None:
+    for mine, other in ((0, 1), (1, 0)):
+        three_tasks.write(
+            f"starter/double_{mine}.py",
+            WAITS_FOR.format(folder=str(three_tasks.folder), mine=mine, other=other),
+        )
+    three_tasks.write("starter/double_2.py", "def double(x):\n    return 3 * x\n")
+    with Runner(three_tasks.store, jobs=2) as runner:
+        result = runner.grade(three_tasks.grading(), Notes())
+    assert [(t.id, t.status) for t in result.tasks] == [
+        ("9.1", "passed"),
+        ("9.2", "passed"),
+        ("9.3", "failed"),
+    ]
+    assert three_tasks.store.unfinished(9, "starter") is None
 
 
 def test_a_full_disk_leaves_the_old_file_whole(

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from shared.grading.jobs import usable_cores
 from shared.grading.lab import Lab, all_labs
 from shared.grading.proof import Plan, Verdict, plans, pristine_starter
 from shared.grading.proof_page import listed, write_page
-from shared.grading.proof_pool import ProofPool, Trial, usable_cores
+from shared.grading.proof_pool import ProofPool, Trial
 from shared.grading.runner import DOMAINS
 from tests.conftest import SmallLab
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from shared.errors import UserError
 from shared.grading.feedback import ConsoleWatcher, show_result
+from shared.grading.jobs import wanted_jobs
 from shared.grading.lab import Lab, Task, load_lab
 from shared.grading.results import LabResult, ResultStore, write_atomically
 from shared.grading.runner import DOMAINS, Grading, NoEngine, Runner, draw_seed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from shared.engine import Engine
 
 EngineName = Literal["vllm", "portable"]
+_MOST_AT_ONCE = 4  # each holds its libraries in memory, up to 1 GB
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,20 @@ def engine_starter(
 
 
 def check_lab(
-    console: Console, request: Request, json_path: Path | None = None, fresh: bool = False
+    console: Console,
+    request: Request,
+    json_path: Path | None = None,
+    fresh: bool = False,
+    jobs: str = "",
 ) -> int:
-    """Grade and report; 0 only when every task passes."""
+    """Grade and report; 0 only when every task passes.
+
+    Args:
+        jobs: how many tasks to grade at once; as many as there are cores if not given.
+    """
+    at_once = wanted_jobs(jobs, _MOST_AT_ONCE)
     build_engine_environment(request.engine)
-    with Runner(ResultStore()) as runner, ConsoleWatcher(console, request.lab) as watcher:
+    with Runner(ResultStore(), at_once) as runner, ConsoleWatcher(console, request.lab) as watcher:
         console.print(f"[bold]Lab {request.lab.number}: {request.lab.title}[/]")
         grading = request.grading(console, watcher)
         grading.fresh = fresh

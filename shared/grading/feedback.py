@@ -34,6 +34,7 @@ class ConsoleWatcher:
         self._console = console
         self._lab = lab
         self._status = console.status("")
+        self._busy_with: dict[str, str] = {}
 
     def __enter__(self) -> ConsoleWatcher:
         self._status.start()
@@ -44,7 +45,13 @@ class ConsoleWatcher:
 
     def task_started(self, task: Task) -> None:
         """Show what is being checked."""
-        self._status.update(f"[bright_black]checking {task.id} {escape(task.title)} …[/]")
+        self._busy_with[task.id] = task.title
+        self._show_busy()
+
+    def task_waiting(self, task: Task) -> None:
+        """Show what is still being checked."""
+        self._busy_with.pop(task.id, None)
+        self._show_busy()
 
     def engine_starting(self) -> None:
         """Show that the model server is being started or found."""
@@ -56,6 +63,8 @@ class ConsoleWatcher:
 
     def task_finished(self, result: TaskResult, *, reused: bool) -> None:
         """Show the task's verdict in one line."""
+        self._busy_with.pop(result.id, None)
+        self._show_busy()
         mark, colour, word = MARKS[result.status]
         line = Text.assemble(
             (f" {mark} ", colour),
@@ -73,6 +82,10 @@ class ConsoleWatcher:
             line.append("  (kept from the run that was cut off)", "bright_black")
         self._console.print(line, soft_wrap=True)
 
+    def _show_busy(self) -> None:
+        tasks = ", ".join(f"{id_} {title}" for id_, title in sorted(self._busy_with.items()))
+        self.busy(f"checking {tasks} …" if tasks else "")
+
 
 class SilentWatcher(ConsoleWatcher):
     """Hears everything and shows nothing."""
@@ -81,6 +94,9 @@ class SilentWatcher(ConsoleWatcher):
         pass
 
     def task_started(self, task: Task) -> None:
+        """Show nothing."""
+
+    def task_waiting(self, task: Task) -> None:
         """Show nothing."""
 
     def engine_starting(self) -> None:

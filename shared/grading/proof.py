@@ -22,6 +22,7 @@ from rich.table import Table
 
 from shared.errors import UserError
 from shared.grading.check import build_engine_environment, wanted_engine
+from shared.grading.jobs import wanted_jobs
 from shared.grading.lab import Lab, Task, lab_folders, load_lab
 from shared.grading.results import TaskResult
 from shared.grading.starters import derive
@@ -149,10 +150,9 @@ def prove(
     A lab that was tried whole, in the default domain, gets its part of labs/PROOF.md anew.
     """
     from shared.grading.proof_page import write_page
-    from shared.grading.proof_pool import ProofPool, Trial, usable_cores
+    from shared.grading.proof_pool import ProofPool, Trial
 
-    if jobs and not (jobs.isdigit() and int(jobs)):
-        raise UserError(f"JOBS={jobs}: it takes a whole number, 1 or more.")
+    at_once = wanted_jobs(jobs)
     labs = [load_lab(only)] if only else [load_lab(n) for n in lab_folders()]
     if task_id and not only:
         labs = [load_lab(task_id.split(".")[0])]
@@ -168,7 +168,7 @@ def prove(
         ]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with (
-            ProofPool(trials, int(jobs) if jobs else usable_cores()) as pool,
+            ProofPool(trials, at_once) as pool,
             Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar,
         ):
             shown = bar.add_task("proving", total=len(trials))

@@ -7,7 +7,6 @@ everything else runs side by side.
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -144,10 +143,3 @@ class ProofPool:
         grading.live_turn = self._live
         result = runner.grade(grading, SilentWatcher())
         return replace(trial.plan.outcome(result.tasks[0]), seconds=result.seconds)
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,7 +1,8 @@
 """Grade a lab: run the checks task by task, decide the statuses, count the points.
 
-Checks that need no model server run first. The server is started only when a task has passed
-those, so that an early mistake is shown within seconds.
+Checks that need no model server run first, several tasks at once where there are cores for it.
+The server is started only when a task has passed those, so that an early mistake is shown within
+seconds. Live checks run one after the other and alone: some of them measure.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import hashlib
 import random
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +91,9 @@ class Watcher(Protocol):
     def task_started(self, task: Task) -> None:
         """The task's checks begin."""
 
+    def task_waiting(self, task: Task) -> None:
+        """All but the task's live checks pass; those come when the others are through."""
+
     def engine_starting(self) -> None:
         """The model server is being started or found."""
 
@@ -102,17 +107,22 @@ def draw_seed() -> int:
 
 
 class Runner:
-    """Grades; keeps its checks process warm between gradings. Use it as a context manager."""
+    """Grades; keeps its checks processes warm between gradings. Use it as a context manager.
 
-    def __init__(self, store: ResultStore | None = None) -> None:
-        self._process = ChecksProcess()
+    Args:
+        jobs: how many tasks may be graded at once.
+    """
+
+    def __init__(self, store: ResultStore | None = None, jobs: int = 1) -> None:
+        self._processes = [ChecksProcess() for _ in range(jobs)]
         self._store = store
 
     def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.close()
+        for process in self._processes:
+            process.close()
 
     def grade(self, grading: Grading, watcher: Watcher) -> LabResult:
         """Grade, telling `watcher` as it goes.
@@ -121,7 +131,8 @@ class Runner:
         continued if nothing that counts has changed since.
         """
         started, started_at = time.perf_counter(), now()
-        run = _Run(grading, self._process, watcher)
+        run = _Run(grading, watcher)
+        writing = threading.Lock()
         finished, half = self._finished_before(grading)
         run.go_on(half)
         for task in grading.tasks:
@@ -149,36 +160,76 @@ class Runner:
             )
 
         def keep_half(result: TaskResult) -> None:
-            half[result.id] = result
-            if self._store is not None:
-                self._store.keep_partial(snapshot(complete=False))
+            with writing:
+                half[result.id] = result
+                watcher.task_waiting(grading.lab.task(result.id))
+                if self._store is not None:
+                    self._store.keep_partial(snapshot(complete=False))
 
         def keep(result: TaskResult) -> None:
-            finished[result.id] = result
-            watcher.task_finished(result, reused=False)
-            if self._store is not None and len(finished) < len(grading.tasks):
-                self._store.keep_partial(snapshot(complete=False))
+            with writing:
+                finished[result.id] = result
+                watcher.task_finished(result, reused=False)
+                if self._store is not None and len(finished) < len(grading.tasks):
+                    self._store.keep_partial(snapshot(complete=False))
 
         # Pass one: what needs no model server. Pass two: live checks of what passed so far.
-        waiting = []
-        for task in grading.tasks:
-            if task.id in finished:
-                continue
+        open_tasks = [task for task in grading.tasks if task.id not in finished]
+
+        def without_engine(task: Task, process: ChecksProcess) -> Callable[[], None]:
             watcher.task_started(task)
-            if task.id in half or run.without_engine(task):
-                waiting.append(task)
-                keep_half(run.result(task))
-            else:
-                keep(run.result(task))
-        for task in waiting:
+            waits = task.id in half or run.without_engine(task, process)
+            return lambda: (keep_half if waits else keep)(run.result(task))
+
+        self._each(open_tasks, without_engine)
+        for task in (t for t in open_tasks if t.id not in finished):
             watcher.task_started(task)
             with grading.live_turn:
-                run.with_engine(task)
+                run.with_engine(task, self._processes[0])
             keep(run.result(task))
         result = snapshot(complete=True)
         if self._store is not None:
             self._store.keep(result)
         return result
+
+    def _each(
+        self, tasks: list[Task], work: Callable[[Task, ChecksProcess], Callable[[], None]]
+    ) -> None:
+        """Work on the tasks in order, as many at once as there are processes.
+
+        `work` returns what is to be done with its outcome. That is left out once another task's
+        work has failed or the person has had enough: a process that was ended shows nothing.
+        """
+        todo = iter(tasks)
+        if len(self._processes) == 1 or len(tasks) < 2:
+            for task in todo:
+                work(task, self._processes[0])()
+            return
+        taking, errors = threading.Lock(), list[BaseException]()
+
+        def go(process: ChecksProcess) -> None:
+            try:
+                while (task := _next(todo, taking)) is not None and not errors:
+                    keep = work(task, process)
+                    if not errors:
+                        keep()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=go, args=(p,), daemon=True) for p in self._processes]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt as error:
+            errors.insert(0, error)
+            for process in self._processes:
+                process.close()
+            for thread in threads:
+                thread.join()
+        if errors:
+            raise errors[0]
 
     def _finished_before(
         self, grading: Grading
@@ -205,9 +256,8 @@ class Runner:
 class _Run:
     """The outcomes of one grading while it goes on."""
 
-    def __init__(self, grading: Grading, process: ChecksProcess, watcher: Watcher) -> None:
+    def __init__(self, grading: Grading, watcher: Watcher) -> None:
         self._grading = grading
-        self._process = process
         self._watcher = watcher
         self._outcomes: dict[str, list[CheckOutcome]] = {}
         self._trouble: dict[str, str] = {}
@@ -224,19 +274,19 @@ class _Run:
             self._outcomes[id_] = list(result.checks)
             self._seconds[id_] = result.seconds
 
-    def without_engine(self, task: Task) -> bool:
+    def without_engine(self, task: Task, process: ChecksProcess) -> bool:
         """Run the checks that need no server; say whether live ones are to follow."""
         expected = self._grading.lab.expected_checks(task)
         offline = [name for name, live in expected.items() if not live]
         if offline:
-            self._run(task, offline)
+            self._run(task, offline, process)
         passed = {c.check for c in self._outcomes.get(task.id, []) if c.outcome == "passed"}
         wait = set(offline) <= passed and len(offline) < len(expected)
         if wait:
             self._trouble.setdefault(task.id, WAITING)
         return wait
 
-    def with_engine(self, task: Task) -> None:
+    def with_engine(self, task: Task, process: ChecksProcess) -> None:
         """Run the live checks, starting the server if it is not up."""
         started = time.perf_counter()
         if self._trouble.get(task.id) == WAITING:
@@ -248,7 +298,7 @@ class _Run:
             return
         expected = self._grading.lab.expected_checks(task)
         self._asked.add(task.id)
-        self._run(task, [name for name, live in expected.items() if live], engine)
+        self._run(task, [name for name, live in expected.items() if live], process, engine)
         if any(c.outcome != "passed" for c in self._outcomes[task.id]) and not engine.alive():
             self._engine = None
             self._trouble[task.id] = (
@@ -281,7 +331,13 @@ class _Run:
             not_proven=[*self._grading.not_proven, *self.not_proven] if live else [],
         )
 
-    def _run(self, task: Task, checks: list[str], engine: RunningEngine | None = None) -> None:
+    def _run(
+        self,
+        task: Task,
+        checks: list[str],
+        process: ChecksProcess,
+        engine: RunningEngine | None = None,
+    ) -> None:
         started = time.perf_counter()
         grading = self._grading
         scratch_root = STATE / "scratch"
@@ -305,7 +361,7 @@ class _Run:
             stop_at_first_failure=grading.stop_at_first_failure,
         )
         try:
-            end = self._process.run(spec, grading.target)
+            end = process.run(spec, grading.target)
         except ChildProcessError as error:
             self._trouble[task.id] = f"{error} Run the command again."
         else:
@@ -370,6 +426,11 @@ def _decide(expected: list[str], outcomes: list[CheckOutcome], trouble: str) -> 
         missing = ", ".join(n for n in expected if n not in by_name)
         return "failed", f"{tally}; these never reported: {missing}"
     return "passed", tally
+
+
+def _next(tasks: Iterator[Task], taking: threading.Lock) -> Task | None:
+    with taking:
+        return next(tasks, None)
 
 
 def _target_argument(target: Target) -> Path:
