@@ -34,6 +34,8 @@ OFFLINE_ENV: dict[str, str] = {
     "DEEPEVAL_CACHE_FOLDER": str(STATE / "deepeval"),  # else .deepeval in the working folder
     "DEEPEVAL_HOME": str(STATE / "deepeval"),  # else ~/.deepeval
     "RAGAS_DO_NOT_TRACK": "true",
+    "XDG_DATA_HOME": str(STATE / "share"),  # RAGAS keeps an id of this machine below it
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime's, which begins at its import
     "TLDEXTRACT_CACHE": str(STATE / "cache" / "tldextract"),  # else below ~/.cache; Presidio's
     # Agents.
     "CREWAI_DISABLE_TELEMETRY": "true",

@@ -13,12 +13,15 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from shared import offline
 from shared.models.store import minilm_onnx
 from shared.models.to_onnx import FILE
+
+offline.apply()
+import onnxruntime  # noqa: E402  it reports its use as soon as it is imported
 
 DIMENSIONS = 384
 MAX_PIECES = 256
