@@ -155,7 +155,7 @@ def check_lab(
         jobs: how many tasks to grade at once; as many as there are cores if not given.
     """
     at_once = wanted_jobs(jobs, _MOST_AT_ONCE)
-    build_engine_environment(request.engine)
+    build_environments(request.lab, request.engine)
     with Runner(ResultStore(), at_once) as runner, ConsoleWatcher(console, request.lab) as watcher:
         console.print(f"[bold]Lab {request.lab.number}: {request.lab.title}[/]")
         grading = request.grading(console, watcher)
@@ -179,22 +179,27 @@ def check_lab(
     return 0 if result.passed else 1
 
 
-def build_engine_environment(wanted: Wanted | None) -> None:
-    """Install vLLM if this is the first time that it is wanted.
+def build_environments(lab: Lab, wanted: Wanted | None) -> None:
+    """Install what the lab needs beyond the common set, and vLLM, the first time.
 
     Raises:
         UserError: it could not be installed.
     """
-    if wanted is None or wanted.name != "vllm":
-        return
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "shared" / "setup" / "bootstrap.py"), "engine"], check=False
-    )
-    if done.returncode:
+    if lab.extra and not _installed(lab.extra):
+        raise UserError(
+            f"What Lab {lab.number} needs could not be installed (the reason is above). Run this "
+            "again when it is mended."
+        )
+    if wanted is not None and wanted.name == "vllm" and not _installed("engine"):
         raise UserError(
             "vLLM could not be installed (the reason is above). Run this again when it is "
             "mended, or add ENGINE=portable to be graded without vLLM."
         )
+
+
+def _installed(what: str) -> bool:
+    bootstrap = ROOT / "shared" / "setup" / "bootstrap.py"
+    return subprocess.run([sys.executable, str(bootstrap), what], check=False).returncode == 0
 
 
 def _write_json(path: Path, result: LabResult) -> None:

@@ -62,6 +62,7 @@ class Lab(BaseModel):
     title: str
     engine: Literal["vllm", "portable", "none"]
     domains: bool
+    extra: Literal["", "compress"] = ""
     tasks: list[Task]
     folder: Path
 

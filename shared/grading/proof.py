@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from shared.errors import UserError
-from shared.grading.check import build_engine_environment, wanted_engine
+from shared.grading.check import build_environments, wanted_engine
 from shared.grading.jobs import wanted_jobs
 from shared.grading.lab import Lab, Task, lab_folders, load_lab
 from shared.grading.results import TaskResult
@@ -156,8 +156,9 @@ def prove(
     labs = [load_lab(only)] if only else [load_lab(n) for n in lab_folders()]
     if task_id and not only:
         labs = [load_lab(task_id.split(".")[0])]
-    if any(lab.engine == "vllm" for lab in labs):
-        build_engine_environment(wanted_engine(engine, explicit=True))
+    for lab in labs:
+        vllm = lab.engine == "vllm"
+        build_environments(lab, wanted_engine(engine, explicit=True) if vllm else None)
     outcomes: dict[int, Tried] = {lab.number: [] for lab in labs}
     with _starters(labs) as starters:
         trials = [

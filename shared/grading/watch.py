@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shared.grading.check import Request, build_engine_environment
+from shared.grading.check import Request, build_environments
 from shared.grading.feedback import ConsoleWatcher, show_result
 from shared.grading.lab import Task
 from shared.grading.results import ResultStore
@@ -18,7 +18,7 @@ def watch_lab(console: Console, request: Request) -> None:
     """Grade the open task, then whatever task's file is saved, until Ctrl-C."""
     import watchfiles
 
-    build_engine_environment(request.engine)
+    build_environments(request.lab, request.engine)
     store = ResultStore()
     with Runner(store) as runner:
         _grade(console, runner, replace(request, tasks=[open_task(store, request)]))

@@ -7,7 +7,7 @@ import sys
 from shared.models.catalog import MINILM, SMOLLM2
 from shared.models.store import (
     ModelError,
-    engine_python,
+    converting_python,
     minilm,
     minilm_onnx,
     smollm2_bf16,
@@ -30,7 +30,7 @@ def main() -> int:
         for name, prepare in ((SMOLLM2.name, smollm2_gguf), (MINILM.name, minilm)):
             print(f"{name}: {prepare(print)}")
         print(f"{MINILM.name}-onnx: {minilm_onnx(print)}")
-        if engine_python().exists():
+        if converting_python() is not None:
             print(f"{SMOLLM2.name}-bf16: {smollm2_bf16(print)}")
     except ModelError as error:
         print(error, file=sys.stderr)

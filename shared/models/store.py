@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -58,6 +60,13 @@ def models_home() -> Path:
 def engine_python() -> Path:
     """Python of the environment that has vLLM, whether it is there or not."""
     return ROOT / ".venv-engine" / "bin" / "python"
+
+
+def converting_python() -> Path | None:
+    """A Python that has PyTorch: of vLLM's environment, or of the labs' with Lab 5's tools."""
+    if engine_python().exists():
+        return engine_python()
+    return Path(sys.executable) if find_spec("torch") and find_spec("gguf") else None
 
 
 def smollm2_gguf(progress: Progress | None = None) -> Path:
@@ -110,13 +119,13 @@ def smollm2_bf16(progress: Progress | None = None) -> Path:
         if _intact(folder, made_from):
             return folder
         gguf = smollm2_gguf(progress)
-        python = engine_python()
-        if not python.exists():
+        python = converting_python()
+        if python is None:
             raise ModelError(
-                "The bfloat16 copy of the model is made with vLLM's environment, .venv-engine, "
-                "and that is not there. Run: make setup-engine"
+                "The bfloat16 copy of the model is made with PyTorch, which neither vLLM's "
+                "environment nor the labs' one has yet. Run: make setup-engine"
             )
-        _tell(progress, "making the bfloat16 copy of SmolLM2-135M for vLLM (once, about 30 s)")
+        _tell(progress, "making the bfloat16 copy of SmolLM2-135M (once, about 30 s)")
         with _replacing(folder) as scratch:
             _convert(python, gguf, scratch)
             shutil.copy(gguf.parent / "LICENSE", scratch / "LICENSE")
@@ -241,7 +250,7 @@ def _convert(python: Path, gguf: Path, folder: Path) -> None:
         last = (done.stderr.strip() or "no reason given").splitlines()[-1]
         raise ModelError(
             f"The bfloat16 copy of the model was not made: {last} "
-            "If .venv-engine is damaged, remove it and run: make setup-engine"
+            "If its environment is damaged, remove it and run: make setup-engine"
         )
 
 

@@ -6,6 +6,7 @@ was cut off is finished by the next run: the stamp is written last.
 
     python3 shared/setup/bootstrap.py labs
     python3 shared/setup/bootstrap.py engine
+    python3 shared/setup/bootstrap.py compress    # what Lab 5 adds to .venv
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 UV = "uv==0.13.9"  # resolves and installs several times faster than pip
 OLDEST, NEWEST = (3, 11), (3, 13)
-TORCH_CPU = "torch==2.13.0+cpu"
+TORCH_CPU = "torch==2.13.0" + ("+cpu" if sys.platform == "linux" else "")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NEED_GIB = {"labs": 5, "engine-cpu": 6, "engine-gpu": 20}
+NEED_GIB = {"labs": 5, "compress": 2, "engine-cpu": 6, "engine-gpu": 20}
 
 
 class SetupError(Exception):
@@ -40,8 +41,12 @@ def main() -> int:
             build_labs()
         elif what == "engine":
             build_engine()
+        elif what == "compress":
+            build_compress()
         else:
-            raise SetupError(f"Nothing to set up is called {what!r}. There are: labs, engine.")
+            raise SetupError(
+                f"Nothing to set up is called {what!r}. There are: labs, engine, compress."
+            )
     except SetupError as error:
         print(f"\nset-up stopped: {error}", file=sys.stderr)
         return 1
@@ -69,6 +74,27 @@ def build_labs() -> None:
         _put_on_path(folder)
         _prepare(python, "shared.models", "the small models")
         _prepare(python, "shared.domains", "the labs' data")
+        stamp.write()
+        _say(f"ready after {time.monotonic() - started:.0f} s")
+
+
+def build_compress() -> None:
+    """Add PyTorch and the compression tools to `.venv`, then make the model that they work on."""
+    folder, requirements = ROOT / ".venv", ROOT / "requirements" / "compress.txt"
+    stamp = _Stamp(folder, [requirements], ".ready-compress")
+    if stamp.holds():
+        return
+    with _locked(folder):
+        if stamp.holds():
+            return
+        started = time.monotonic()
+        _require_space("compress")
+        _say("adding PyTorch and the compression tools to .venv (about 1.3 GB, once)")
+        python = folder / "bin" / "python"
+        _install_torch_cpu(python)
+        # The set holds all that the labs' set holds, in the same versions.
+        _install(python, ["--no-deps", "-r", str(requirements)])
+        _prepare(python, "shared.models", "the model in PyTorch's format")
         stamp.write()
         _say(f"ready after {time.monotonic() - started:.0f} s")
 
@@ -132,12 +158,12 @@ def has_nvidia_gpu() -> bool:
 class _Stamp:
     """Written last; holds when the environment was built whole from these requirements."""
 
-    def __init__(self, folder: Path, inputs: list[Path]) -> None:
+    def __init__(self, folder: Path, inputs: list[Path], name: str = ".ready") -> None:
         digest = hashlib.sha256(str(folder).encode())
         for path in inputs:
             digest.update(path.read_bytes() if path.is_file() else b"")
         self._content = digest.hexdigest()
-        self._path = folder / ".ready"
+        self._path = folder / name
 
     def holds(self) -> bool:
         try:

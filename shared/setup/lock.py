@@ -1,4 +1,8 @@
-"""`make lock`: resolve requirements/*.in into pinned sets (for authors; needs the index)."""
+"""`make lock`: resolve requirements/*.in into pinned sets (for authors; needs the index).
+
+`compress` comes first and holds all of `labs`, so that Lab 5's tools are added to an environment
+without changing it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,9 @@ from shared.setup.bootstrap import uv_settings
 
 _FOLDER = ROOT / "requirements"
 _OPTIONS = {
-    "labs": ["--universal"],
+    "compress": ["--universal", "--override", str(_FOLDER / "cpu-overrides.txt")],
+    # What Lab 5 adds must not move what is there.
+    "labs": ["--universal", "--constraint", str(_FOLDER / "compress.txt")],
     "engine-cpu": ["--override", str(_FOLDER / "engine-overrides.txt")],
     "engine-gpu": [],
 }
