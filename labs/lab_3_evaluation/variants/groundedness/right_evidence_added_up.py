@@ -179,8 +179,8 @@ def support(claim: str, contexts: Sequence[str], *, names: Collection[str] = ())
             value = 1.0 if whole else 0.7 * max(0.0, cosine) + 0.3 * shared
             missing = facts - quantities(sentence)
             problems = [
-                (0.65, f"no such number: {[q.value for q in missing]}", bool(missing)),
-                (0.65, f"no such name: {sorted(strange)}", bool(strange)),
+                (0.8, f"no such number: {[q.value for q in missing]}", bool(missing)),
+                (0.8, f"no such name: {sorted(strange)}", bool(strange)),
                 (0.13, "turned round", _odd(claim) != _odd(sentence)),
                 (0.08, "condition gone", _limits(sentence) and not _limits(claim)),
             ]
