@@ -28,6 +28,7 @@ OFFLINE_ENV: dict[str, str] = {
     # Experiment tracking and evaluation.
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_MODE": "offline",
+    "WANDB_CACHE_DIR": str(STATE / "cache" / "wandb"),  # else ~/.cache/wandb
     "WANDB__SAVE_REQUIREMENTS": "false",  # a list of all packages of this machine, and a second
     "DEEPEVAL_TELEMETRY_OPT_OUT": "YES",
     "DEEPEVAL_DISABLE_DOTENV": "1",  # it would read settings from an .env of the working folder

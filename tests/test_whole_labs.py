@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from shared.grading.lab import Lab, all_labs, load_lab
 from shared.paths import ROOT
+from shared.wheels import cache_home
 from tests.test_commands import make
 
 LABS = all_labs()
@@ -49,16 +51,20 @@ def test_lab_1_s_solution_has_full_marks_on_vllm(tmp_path: Path) -> None:
 
 
 @each_lab
-def test_the_solution_has_full_marks_without_a_network(lab: Lab, tmp_path: Path) -> None:
+def test_the_solution_has_full_marks_without_a_network_and_leaves_the_home_alone(
+    lab: Lab, tmp_path: Path
+) -> None:
     if not _can_unshare():
         pytest.skip("this system gives no network namespaces to this user")
-    path = tmp_path / "result.json"
+    path, home = tmp_path / "result.json", tmp_path / "home"
+    home.mkdir()
     make("engine-down")  # one outside the namespace cannot be reached from inside
     words = f"check-lab-{lab.number} TARGET=solution ENGINE=portable JSON={path}"
     script = f"ip link set lo up && make {words}; status=$?; make engine-down; exit $status"
     done = subprocess.run(
         [*UNSHARE, "sh", "-c", script],
         cwd=ROOT,
+        env=os.environ | {"HOME": str(home), "MLOPS_LABS_HOME": str(cache_home())},
         capture_output=True,
         text=True,
         timeout=800,
@@ -66,6 +72,7 @@ def test_the_solution_has_full_marks_without_a_network(lab: Lab, tmp_path: Path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert graded(path)["score"] == lab.max_score
+    assert not [p for p in home.rglob("*") if p.is_file()]
 
 
 def _can_unshare() -> bool:
