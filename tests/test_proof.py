@@ -150,3 +150,29 @@ def test_a_lab_s_part_of_the_page_is_replaced_and_the_others_stay(
     assert listed(lab, page) == {("9.1", "wrong_one")}
     assert page.read_text().startswith(first[: first.index("## Lab 9")])
     assert "missed" in page.read_text()
+
+
+def test_a_task_s_part_of_the_page_is_replaced_and_all_are_counted(
+    small_lab: SmallLab, tmp_path: Path
+) -> None:
+    from shared.grading.proof import Outcome
+
+    page = tmp_path / "PROOF.md"
+    small_lab.write("variants/double/wrong_one.py", WRONG.format(hint="times", returned="x"))
+    first = small_lab.lab.tasks[0]
+    small_lab.lab.tasks.append(first.model_copy(update={"id": "9.2", "title": "Double again"}))
+
+    def tried(task_id: str, verdict: Verdict) -> list[tuple[Plan, Outcome]]:
+        task = small_lab.lab.task(task_id)
+        return [(p, Outcome(verdict)) for p in plans(small_lab.lab, task, tmp_path)]
+
+    both = tried("9.1", Verdict.AS_PLANNED) + tried("9.2", Verdict.AS_PLANNED)
+    write_page(small_lab.lab, both, page)
+    whole = page.read_text()
+    assert "6 of 6 as planned: 2 of 2 wrong variants" in whole
+    write_page(small_lab.lab, tried("9.2", Verdict.MISSED), page)
+    text = page.read_text()
+    assert "3 of 6 as planned: 1 of 2 wrong variants" in text
+    assert text[text.index("### 9.1") : text.index("### 9.2")] in whole
+    write_page(small_lab.lab, tried("9.2", Verdict.AS_PLANNED), page)
+    assert page.read_text() == whole

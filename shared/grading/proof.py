@@ -147,7 +147,7 @@ def prove(
 ) -> int:
     """Run the proof, print the matrix and what is not as planned; 0 when all is as planned.
 
-    A lab that was tried whole, in the default domain, gets its part of labs/PROOF.md anew.
+    What was tried in the default domain gets its part of labs/PROOF.md anew.
     """
     from shared.grading.proof_page import write_page
     from shared.grading.proof_pool import ProofPool, Trial
@@ -182,7 +182,7 @@ def prove(
                     bar.console.print(f"     {escape(outcome.detail)}", style="red")
     for lab in labs:
         console.print(_matrix(lab, outcomes[lab.number]))
-        if not task_id and domain in ("", "finance"):
+        if domain in ("", "finance"):
             page = write_page(lab, outcomes[lab.number])
             console.print(f"written to {page}", style="bright_black", markup=False)
     return _conclusion(console, [pair for tried in outcomes.values() for pair in tried])
