@@ -393,6 +393,26 @@ def test_a_used_up_budget_ends_in_a_useful_answer(learner, world, pick):
             why="With nothing found there is still a reason to give.",
             hint="say-what-is-known",
         )
+    told = ["f" * 150 + "-here", "f" * 250 + "-cut off", "TransientError: not found"]
+    results = [
+        ToolMessage(text, name=look[0].tool, tool_call_id=f"call-{n}", status=status)
+        for n, (text, status) in enumerate(zip(told, ("success", "success", "error"), strict=True))
+    ]
+    said = plain(learner.partial_answer([HumanMessage("please"), *results], "out_of_steps"))
+    expect(
+        told[0] in said and told[1][:200] in said,
+        observed=f"results of {len(told[0])} and {len(told[1])} characters told as {show(said)}",
+        expected="the first 200 characters of each",
+        why="Half a job is worth something only if the customer learns which half.",
+        hint="say-what-is-known",
+    )
+    expect(
+        "cut off" not in said and "TransientError" not in said,
+        observed=f"an answer that tells {show(said, 600)}",
+        expected="the first 200 characters of what was found, and nothing of failed calls",
+        why="A customer can use what is known; a page of data or an error text is noise to them.",
+        hint="say-what-is-known",
+    )
 
 
 def test_nothing_is_done_that_nobody_will_read(learner, world, pick):

@@ -427,6 +427,19 @@ def test_no_tool_can_take_longer_than_the_deadline(learner, call, world, clock, 
             )
         if role != "notify":
             _kept_trying(policy, len(starts), clock.now - began, world.roles[role])
+    clock.now = 64.0  # so that the sums below are exact
+    policy = learner.Policy(deadline_s=6.0, attempt_timeout_s=5.0, attempts=3, pause_s=1.0)
+    world.faults.add("lookup", "slow", times=3, delay_s=3600)
+    before = len(world.calls())
+    call("lookup", world.good_arguments("lookup", pick), policy=policy)
+    world.faults.clear()
+    expect(
+        len(world.calls()) == before + 1,
+        observed=f"{len(world.calls()) - before} attempts of 5 s, with pauses of 1 s",
+        expected="one attempt: the pause after it would reach the deadline of 6 s",
+        why="An attempt that begins at the deadline has no time, and its answer comes too late.",
+        hint="what-is-left",
+    )
 
 
 def test_a_bug_is_not_an_answer(call, world, pick):

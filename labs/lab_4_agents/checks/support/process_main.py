@@ -137,6 +137,8 @@ class Scripts:
             return says(script["answer"])
         if self._live is not None:
             wanted = self._live(messages).tool_calls
+            if not wanted:  # cut off before it had asked for anything
+                return says(script["answer"])
             steps = [Step(call["name"], call["args"]) for call in wanted]
         else:
             steps = [Step(**step) for step in script["replies"][done]]
