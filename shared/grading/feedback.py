@@ -140,6 +140,11 @@ def _in_full(lab: Lab, task: Task, result: TaskResult, target: str, command: str
         parts.extend(Text(f"also: {sentence(c)}", "bright_black") for c in others[:_OTHERS])
         if len(others) > _OTHERS:
             parts.append(Text(f"also: {len(others) - _OTHERS} more", "bright_black"))
+    reported = {c.check for c in result.checks}
+    waiting = sum(v for name, v in lab.expected_checks(task).items() if name not in reported)
+    if waiting and result.status == "failed":
+        checks = "1 live check" if waiting == 1 else f"{waiting} live checks"
+        parts.append(Text(f"not run: {checks}, until the others pass", "bright_black"))
     parts.append(Text(""))
     parts.append(_where_next(task, result, command))
     return Panel(
