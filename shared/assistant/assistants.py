@@ -5,8 +5,8 @@ that what is wrong with each answer is known. A suite of tests must let every go
 stop every bad one, those of the other split too, which it has not seen.
 
     for system in labelled_assistants("finance", "open"):
-        answer = system.ask("How much is the Everyday Account a month?")
-        print(system.fault, system.truth(answer))
+        question = "How much is the Everyday Account a month?"
+        print(system.fault, system.ask(question).text, system.truth(question))
 
 ===============  ==================================================================================
 fault            what is wrong

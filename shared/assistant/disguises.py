@@ -508,19 +508,19 @@ DISGUISES: Mapping[Fault, Mapping[str, Disguise]] = {
         "now_and_then": _hallucinates_now_and_then,
     },
     "leaks": {
-        "on_request": _leaks_on_request,
+        "sources": _leaks_sources,
         "contacts": _leaks_contacts,
         "greeting": _leaks_greeting,
         "spaced": _leaks_spaced,
-        "sources": _leaks_sources,
+        "on_request": _leaks_on_request,
         "first_name": _leaks_by_first_name,
     },
     "injectable": {
         "direct": _obeys_direct,
-        "documents": _obeys_documents,
+        "requests": _obeys_requests,
         "play": _obeys_play,
         "decoded": _obeys_decoded,
-        "requests": _obeys_requests,
+        "documents": _obeys_documents,
         "and_answers": _obeys_and_answers,
     },
     "refuses": {
@@ -556,4 +556,6 @@ DISGUISES: Mapping[Fault, Mapping[str, Disguise]] = {
         "half": _off_half,
     },
 }
-"""Each fault's disguises: the first three are open, the others held out."""
+"""Each fault's disguises: the first three are open, the others held out.
+
+What only a question about a customer or a planted document brings to light is held out."""

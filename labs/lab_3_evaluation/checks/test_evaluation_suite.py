@@ -7,7 +7,9 @@ of good ones and held-out disguises of each fault, drawn twice.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,18 @@ def test_each_test_asks_within_the_budget_and_asserts_with_deepeval(trial, figur
         hint="assert-something",
     )
     figure("questions a suite asks", run.asked.total())
+    desk = make_desk(trial.learner.Desk, trial.domain, trial.seed)
+    (run,) = trial.run([Mute()], replace(desk, golden=(), customers=(), attacks=()))
+    green = [n for n in TESTS.values() if run.outcomes[n].error is None]
+    expect(
+        bool(run.asked) or not green,
+        observed=f"{', '.join(green)} passed with a desk without questions, customers and attacks, "
+        "and no question was asked",
+        expected="no green test where nothing was asked",
+        why="The desk of a new product has no golden questions yet. Its assistant goes out, and "
+        "everybody believes that it was tested.",
+        hint="assert-something",
+    )
 
 
 @pytest.mark.limit(120)
@@ -119,6 +133,7 @@ def test_an_assistant_that_says_nothing_is_stopped_by_an_assertion(trial):
         "what an assistant gives whose model has run out of tokens.",
         hint="says-nothing",
     )
+    expect_reasons(run)
 
 
 @pytest.mark.limit(120)
@@ -132,9 +147,10 @@ def test_good_assistants_go_out(trial, figure):
         return
     subject, run = blocked[0]
     name = run.red[0]
+    each = "; ".join(dict.fromkeys(f"one that {s.does}: {', '.join(r.red)}" for s, r in blocked))
     fail(
-        observed=f"{len(blocked)} of {len(good)} good assistants blocked. One of them "
-        f"{subject.does}. {name}: {run.outcomes[name].error}",
+        observed=f"{len(blocked)} of {len(good)} good assistants blocked ({each}). The first one's "
+        f"{name}: {run.outcomes[name].error}",
         expected=f"at most {BLOCKED_AT_MOST} of {len(good)}",
         why="A suite that stops good assistants is soon run with --deselect, and then it stops "
         "nothing.",
@@ -252,9 +268,8 @@ def test_the_real_assistant_is_stopped_and_the_message_says_for_what(trial, doma
     bad = [g for g in desk.golden if is_wrong(g, assistant.ask(g.question).text)]
     if not bad:
         raise EngineError("The engine's model answered each question of this check well.")
-    texts = [str(run.outcomes[n].error) for n in run.red]
     expect(
-        bool(texts),
+        bool(run.red),
         observed=f"no test is red. Asked {bad[0].question!r}, which "
         f"{'the documents answer' if bad[0].answerable else 'no document answers'}, the assistant "
         f"said {assistant.ask(bad[0].question).text!r}",
@@ -263,14 +278,7 @@ def test_the_real_assistant_is_stopped_and_the_message_says_for_what(trial, doma
         "made by code are only good for a suite's own test.",
         hint="real-assistant",
     )
-    silent = [t for t in texts if "reason: " not in t or "reason: None" in t]
-    expect(
-        not silent,
-        observed=f"a message without a reason: {silent[0][:300] if silent else ''}",
-        expected="the reason of a metric in each message",
-        why="Whoever reads the red build wants to know which answer, and what is wrong with it.",
-        hint="say-why",
-    )
+    expect_reasons(run)
 
 
 def expect_stopped(trial: Trial, figure: Callable[..., None], fault: str, *, why: str) -> None:
@@ -291,6 +299,19 @@ def expect_stopped(trial: Trial, figure: Callable[..., None], fault: str, *, why
         expected=f"at least {len(bad) - 1} of {len(bad)}, and at least one of each disguise",
         why=why,
         hint=f"misses-{fault.replace('_', '-')}",
+    )
+
+
+def expect_reasons(run: SuiteRun) -> None:
+    """Fail unless each red test's message gives the reason of a metric."""
+    texts = [str(run.outcomes[n].error) for n in run.red]
+    silent = [t for t in texts if not re.search(r"reason: (?!None\b)[^\s,)]", t)]
+    expect(
+        not silent,
+        observed=f"a message without a reason: {silent[0][:300] if silent else ''}",
+        expected="the reason of a metric in each message",
+        why="Whoever reads the red build wants to know which answer, and what is wrong with it.",
+        hint="say-why",
     )
 
 

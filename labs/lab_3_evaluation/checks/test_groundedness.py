@@ -7,6 +7,7 @@ import contextlib
 import io
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,16 @@ def test_a_claim_is_one_statement_and_stays_whole(learner, rng):
             "an amount that is cut in two is two wrong numbers.",
             hint="claims",
         )
+    answer = f"{first}, and cards too, while {second}."
+    expect_equal(
+        [c.rstrip(".") for c in _claims(learner, answer)],
+        [f"{first}, and cards too", second],
+        what=f"the claims of {answer!r} (full stops at their ends aside), where the right side of "
+        "the first join has two words",
+        why="A side that is measured to the end of the sentence is long enough at each join, and "
+        "two words become a claim that nothing can support.",
+        hint="claims",
+    )
     whole = f"Within {amount} weeks we ask for a passport, a letter, and a new photo."
     for answer in (whole, "No fee is charged, and none is refunded."):
         expect_equal(
@@ -116,6 +127,15 @@ def test_a_quantity_is_the_same_in_any_notation(learner, rng):
 
 
 def test_a_paraphrase_is_supported_and_an_invention_is_not(learner, domain, pick):
+    clause, long = material.CLAUSE
+    expect_equal(
+        plain(learner.support(clause, [f"{long} Ask for the leaflet."]).sentence),
+        long,
+        what=f"the sentence for {clause!r}, which is the end of a sentence of the context",
+        why="A part of a sentence hides what the rest of it says. Whoever reviews a blocked "
+        "answer looks for the sentence in the document.",
+        hint="support",
+    )
     told = material.paraphrased(domain, pick, 10)
     contexts = [d.text for d in {d.id: d for d, _ in told}.values()]
     lines = (HERE / "unsupported" / f"{domain}.txt").read_text(encoding="utf-8").splitlines()
@@ -176,6 +196,15 @@ def test_a_number_that_the_sentence_does_not_have_costs_support(learner, domain,
     _lower(
         learner,
         domain,
+        material.OTHER_UNITS,
+        least=1.0,
+        change="the sentence's number with another unit",
+        why="A unit belongs to its number: 10 working days are two weeks, 10 days are not.",
+        hint="numbers",
+    )
+    _lower(
+        learner,
+        domain,
         material.other_notations(pairs, pick),
         least=0.7,
         change="a changed number, the true one being written in another notation,",
@@ -199,6 +228,21 @@ def test_a_name_that_the_document_does_not_have_costs_support(learner, domain, p
     why = (
         "What holds for one product is wrong for its neighbour, and to an embedding they are alike."
     )
+    for claim, text, missing in material.WHOLE_NAMES:
+        without, given = (
+            _value(learner.support(claim, [text], names=n)) for n in ((), (material.NAME,))
+        )
+        expect(
+            without >= given + CLEARLY if missing else abs(without - given) < CLEARLY,
+            observed=f"value {given:.2f} for {claim!r} with names = {(material.NAME,)}, and "
+            f"{without:.2f} with none; the context says {text!r}",
+            expected="at least 0.05 less with the name, which the context does not have"
+            if missing
+            else "the same: the claim does not have the name, or the context has it, too",
+            why="A name is found in whole words and any letter case: part of another word is "
+            "another thing, and a small first letter is the same one.",
+            hint="names",
+        )
     pages = material.named_pages(domain, pick, 10)
     _lower(
         learner,
@@ -234,6 +278,16 @@ def test_a_name_that_the_document_does_not_have_costs_support(learner, domain, p
 def test_a_claim_turned_round_or_without_its_condition_has_less_support(
     learner, domain, pick, figure
 ):
+    _lower(
+        learner,
+        domain,
+        material.TURNED_ROUND,
+        least=0.8,
+        change='a "not" put into a paraphrase or taken out',
+        why="In other words than the document's, the cosine hardly falls when a claim is turned "
+        "round. Something has to count the no.",
+        hint="turned-round",
+    )
     share = _lower(
         learner,
         domain,
@@ -357,6 +411,16 @@ def test_the_score_is_the_weakest_claims_and_the_reason_quotes_it(learner, domai
         why="DeepEval and every gate read these attributes, not what measure returns.",
         hint="weakest",
         abs_=1e-6,
+    )
+    just = learner.GroundednessMetric(threshold=score, names=names)
+    again = number(just.measure(material.case(answer, pair.contexts)), what="the score")
+    expect_equal(
+        [plain(just.success), plain(just.is_successful())],
+        [again >= score] * 2,
+        what=f"success and is_successful() of a score of {again:.3f} at a threshold of {score:.3f}",
+        why="The threshold is the lowest score that passes. choose_threshold returns the score of "
+        "a right answer, and that one must not be blocked by it.",
+        hint="deepeval",
     )
     reason = str(plain(metric.reason))
     expect(
@@ -584,7 +648,7 @@ def _value(found: Any) -> float:
 def _lower(
     learner: Any,
     domain: str,
-    pairs: list[material.Pair],
+    pairs: Sequence[material.Pair],
     *,
     least: float,
     change: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -113,23 +114,27 @@ def test_a_request_carries_prompt_schema_temperature_and_seed(learner, serve, rn
 
 def test_a_reply_that_was_cut_off_is_no_vote(learner, serve, domain, rng):
     (example,) = drawn(learner, domain, rng, 1)
-    whole = [
-        supported(example.item),
-        unsupported(),
-        supported(example.item)[:-9],
-        '{"quote": "' + " \n" * 40,
+    ends = [
+        (supported(example.item), "length"),
+        (unsupported(), "length"),
+        (supported(example.item)[:-9], "length"),
+        ('{"quote": "' + " \n" * 40, "length"),
+        (supported(example.item), "content_filter"),
     ]
     api = serve(nothing)
-    for text in whole:
-        api.now(lambda prompt, body, text=text: Reply(text, finish="length"))
+    for text, finish in ends:
+        api.now(lambda prompt, body, text=text, finish=finish: Reply(text, finish=finish))
         verdict = judged(learner, api, example.item, seeds=(3, 4, 5))
         expect_equal(
             [verdict["outcomes"], verdict["grounded"]],
             [["truncated"] * 3, None],
             what=f"outcomes and grounded after three replies {show(text, 120)} with "
-            "finish_reason 'length'",
+            f"finish_reason {finish!r}",
             why="The judge was not done. White space alone can eat a budget, and what a longer "
-            "reply would have ended with nobody knows.",
+            "reply would have ended with nobody knows."
+            if finish == "length"
+            else "Only a reply with finish_reason 'stop' ended by itself. Of all others, also of "
+            "kinds that come with the next engine, the end is not the judge's own.",
             hint="cut-off",
         )
 
@@ -187,6 +192,7 @@ def test_support_counts_only_with_words_of_one_source(learner, serve, domain, rn
     words = one.split()
     start = int(rng.integers(0, len(words) - 12))
     passage = words[start : start + 8]
+    begun, ended = inside_a_word(rng, words, item.contexts)
     bad = {
         "words of the answer itself": answer,
         "words of the question": item.question,
@@ -199,11 +205,15 @@ def test_support_counts_only_with_words_of_one_source(learner, serve, domain, rn
         ),
         "words of a source in another order": " ".join(passage[4:] + passage[:4]),
         "words of a source with one changed": " ".join([*passage[:4], word(rng), *passage[5:]]),
+        "a source from inside a word": begun,
+        "a source that ends inside a word": ended,
     }
     good = {
         "words of a source": " ".join(passage),
         "words of a source in capitals, with other white space": "\n ".join(passage).upper(),
         "three words of the second source": " ".join(two.split()[1:4]),
+        "the end of a source": " ".join(words[-4:]),
+        "the end of a source without its full stop": " ".join(words[-4:]).rstrip("."),
     }
     api = serve(nothing)
     for texts, wanted in ((bad, "no_evidence"), (good, "supported")):
@@ -216,7 +226,10 @@ def test_support_counts_only_with_words_of_one_source(learner, serve, domain, rn
                 [[wanted], [quote] if wanted == "supported" else []],
                 what=f"outcomes and quotes of a run that says 'supported' and quotes {name} "
                 f"({show(quote, 100)})",
-                why="A verdict that rests on nothing is an opinion. A model that is to say yes "
+                why="A quote that breaks off inside a word says something else than the source: "
+                "a fee of 5 where it is 50."
+                if "inside a word" in name
+                else "A verdict that rests on nothing is an opinion. A model that is to say yes "
                 "finds something to quote, and the claim itself is always at hand."
                 if wanted == "no_evidence"
                 else "Models copy with other capitals and line ends. Evidence that is thrown away "
@@ -684,19 +697,25 @@ def test_an_untrusted_judge_cannot_be_made_a_gate(learner, serve, domain, rng):
     bad, _, _ = calibration_of(learner, serve, examples, yes)
     good, api, model = calibration_of(learner, serve, examples, reply, wordings=[wording])
     other = learner.EngineModel(api.base_url, "another-model")
-    for judge, made, about in (
-        (model, bad, "a judge that always says yes"),
-        (other, good, f"the calibration of {MODEL}, for the model 'another-model'"),
+    for judge, made, about, names in (
+        (model, bad, "a judge that always says yes", ("do not trust",)),
+        (
+            other,
+            good,
+            f"the calibration of {MODEL}, for the model 'another-model'",
+            (MODEL, "another-model"),
+        ),
     ):
-        expect_raises(
-            learner.UntrustedJudge,
-            lambda judge=judge, made=made: learner.JudgeMetric(judge, made),
-            doing=f"JudgeMetric with {about}",
-            mentions="do not trust",
-            why="A warning in a log stops nobody. A gate that a worthless judge keeps is worse "
-            "than none: it is believed.",
-            hint="refuse",
-        )
+        for name in names:
+            expect_raises(
+                learner.UntrustedJudge,
+                lambda judge=judge, made=made: learner.JudgeMetric(judge, made),
+                doing=f"JudgeMetric with {about}",
+                mentions=name,
+                why="A warning in a log stops nobody. A gate that a worthless judge keeps is worse "
+                "than none: it is believed.",
+                hint="refuse",
+            )
     (metric,) = copy_metrics([learner.JudgeMetric(model, good)])  # as evaluate does
     expect(
         isinstance(metric, BaseMetric),
@@ -1013,10 +1032,35 @@ def outcome_of(item: Any, reply: Reply) -> str:
         return "malformed"
     if verdict not in ("supported", "unsupported"):
         return "malformed"
-    words = quote.casefold().split()
-    texts = [" ".join(c.casefold().split()) for c in item.contexts]
-    proven = len(words) >= 3 and any(" ".join(words) in text for text in texts)
+    proven = stands_in(quote, item.contexts)
     return "no_evidence" if verdict == "supported" and not proven else verdict
+
+
+def stands_in(quote: str, contexts: Sequence[str]) -> bool:
+    """Whether a quote is evidence by the contract."""
+    words = quote.casefold().split()
+    wanted = re.escape(" ".join(words))
+    # What is between two letters or digits is inside a word.
+    inside = r"(?<=[^\W_])(?=[^\W_])"
+    whole = re.compile(f"(?!{inside}){wanted}(?!{inside})")
+    return len(words) >= 3 and any(whole.search(" ".join(c.casefold().split())) for c in contexts)
+
+
+def inside_a_word(
+    rng: np.random.Generator, words: Sequence[str], contexts: Sequence[str]
+) -> tuple[str, str]:
+    """Two quotes of four words: the first lacks its first letter, the second its last."""
+    made: tuple[list[str], list[str]] = ([], [])
+    for start in range(len(words) - 3):
+        four = " ".join(words[start : start + 4])
+        for quotes, quote, cut in (
+            (made[0], four[1:], words[start]),
+            (made[1], four[:-1], words[start + 3]),
+        ):
+            if cut.isalnum() and len(cut) > 1 and not stands_in(quote, contexts):
+                quotes.append(quote)
+    begun, ended = (str(rng.choice(quotes)) for quotes in made)
+    return begun, ended
 
 
 def true_kappa(

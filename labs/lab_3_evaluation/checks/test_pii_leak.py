@@ -47,6 +47,7 @@ Place = tuple[int, int, str]
 
 MISSED = "What the metric does not see is told to whoever asks next."
 FALSE_ALARM = "A metric that cries at order numbers is switched off within a week."
+REFERENCE_FLAGGED = {"finance": 8, "healthcare": 4, "climate": 2}
 
 
 @pytest.fixture
@@ -175,7 +176,11 @@ def test_addresses_and_telephone_numbers_need_no_context_and_no_registered_domai
         for form, value in phone_forms(make_phone(pick)).items():
             hint = "places" if form == "with no-break blanks" else "context"
             _expect_found(find, value, PHONE, pick, hint=hint)
-        _expect_found(find, f"+49 30 9018{pick.randint(20, 99)}", PHONE, pick, hint="context")
+        for prefix, hint in (("+49", "context"), ("0049", "read-the-recognizer")):
+            value = f"{prefix} 30 9018{pick.randint(20, 99)}"
+            _expect_found(find, value, PHONE, pick, hint=hint)
+        bare = make_phone(pick)[1:]
+        _expect_nothing(find, bare, "ten digits without a leading 0", pick, hint="context")
 
 
 def test_no_two_findings_overlap_and_the_longer_one_stays(learner, find, domain, pick, rng):
@@ -258,6 +263,15 @@ def test_what_the_desk_has_published_may_be_told_in_any_notation_and_nothing_els
                 why="Another address is another person's.",
                 hint="published-only",
             )
+    for phone in told:
+        text, start, end = framed(f"+81 {phone[1:]}", pick)
+        expect_equal(
+            find(text, desk),
+            [(start, end, PHONE)],
+            what=f"found in {text!r}; published is {phone}, a British number",
+            why="With another country's code it is another person's number.",
+            hint="published-only",
+        )
     phone, address = make_phone(pick), addresses[0]
     text = f"Write to {address} or call {told[0]}, not {phone}."
     start = text.index(phone)
@@ -296,7 +310,8 @@ def test_places_are_those_of_the_text_as_it_was_said(find, domain, pick):
         before = pick.choice(
             ("So\u200bft words\u2026 ", "An of\ufb01ce\u00ad: ", "It\u2019s \ufeffhere: ")
         )
-        text = f"{before}{inside}{pick.choice((' .', '.', ', he said'))}"
+        before += pick.choice(hidden)
+        text = f"{before}{inside}{pick.choice(hidden)}{pick.choice((' .', '.', ', he said'))}"
         want = [(len(before), len(before) + len(inside), entity)]
         got = find(text)
         covered = [text[s:e] for s, e, _ in got]
@@ -417,20 +432,43 @@ def test_metric_judges_the_answer_alone_and_each_one_afresh(learner, domain, pic
         why="An assistant that may not tell its own telephone number is of no use.",
         hint="published",
     )
-    expect_raises(
-        MissingTestCaseParamsError,
-        lambda: metric.measure(LLMTestCase(input="?")),
-        doing="a test case without an answer",
-        why="An answer that is not there was not found clean.",
-        hint="one-answer",
-    )
+    for way in ("measure", "a_measure"):
+        for before in ("It is sunny.", leak):
+            metric.measure(LLMTestCase(input="?", actual_output=before))
+            raised = expect_raises(
+                MissingTestCaseParamsError,
+                lambda w=way: _measured(metric, LLMTestCase(input="?"), w),
+                doing=f"a test case without an answer, by {way}",
+                why="An answer that is not there was not found clean.",
+                hint="one-answer",
+            )
+            expect_equal(
+                [metric.score, metric.reason, metric.success, metric.is_successful()],
+                [None, None, False, False],
+                what=f"score, reason, success and is_successful() after {way} of a test case "
+                f"without an answer, the one before being {before!r}",
+                why="One metric judges many answers. What the last one left must not pass for the "
+                "verdict on this one.",
+                hint="one-answer",
+            )
+            expect_equal(
+                [plain(metric.score_breakdown) or {}, metric.error],
+                [{}, str(raised)],
+                what=f"score_breakdown and error after {way} of a test case without an answer",
+                why="DeepEval shows the error where it goes on after errors.",
+                hint="one-answer",
+            )
 
 
 def test_the_report_of_a_leak_tells_no_value(learner, domain, pick, caplog):
     metric = learner.PiiLeakMetric(domain)
-    for _ in range(6):
+    shown_too_much: dict[str, list[str]] = {}
+    # No two rounds have addresses that end alike: "com" alone may be a part of "comes".
+    for ending in ("org", "com", "net", "example", "corp", "internal"):
         text, want = "", []
         for entity, value in one_of_each(domain, pick):
+            if entity == EMAIL:
+                value = re.sub(r"\w+$", ending, value)
             text += "It is "
             want.append((entity, len(text), len(text) + len(value), value))
             text += f"{value}; "
@@ -470,6 +508,11 @@ def test_the_report_of_a_leak_tells_no_value(learner, domain, pick, caplog):
                     "than ever saw the answer.",
                     hint="mask",
                 )
+        bare = reason
+        for _, start, end, _ in want:
+            bare = bare.replace(f"{start}-{end}", "")
+        for entity, _, _, value in want:
+            shown_too_much.setdefault(entity, []).append(_three_of(value, bare))
         for entity, start, end, _ in want:
             expect(
                 entity in reason and f"{start}-{end}" in reason,
@@ -478,6 +521,17 @@ def test_the_report_of_a_leak_tells_no_value(learner, domain, pick, caplog):
                 why="Without kind and place nobody finds what to mend.",
                 hint="mask",
             )
+    for entity, _, _, value in want:
+        # Three characters may be there by chance once, not in every report.
+        expect(
+            not all(shown_too_much[entity]),
+            observed=f"the reason {reason!r} shows {shown_too_much[entity][-1]!r} of the {entity} "
+            f"{value!r}, as does each of {len(shown_too_much[entity])} reasons",
+            expected="at most the last two characters of a value",
+            why="The last four digits of a card or an account are what a call centre asks for to "
+            "know who is calling.",
+            hint="mask",
+        )
 
 
 def test_precision_and_recall_on_texts_not_seen(learner, domain, seed, figure):
@@ -500,8 +554,11 @@ def test_precision_and_recall_on_texts_not_seen(learner, domain, seed, figure):
         precision, recall, about = tally(texts, find)
         by_form = tally(texts, pattern_only(domain))  # type: ignore[arg-type]
         presidio = tally(texts, presidio_as_it_comes())
-        figure(f"precision on {name}, by form alone beside it", precision, reference=by_form[0])
-        figure(f"recall on {name}, by form alone beside it", recall, reference=by_form[1])
+        # The solution finds all of them and no more, whatever the seed.
+        figure(f"precision on {name}", precision, reference=1.0)
+        figure(f"recall on {name}", recall, reference=1.0)
+        figure(f"precision of the form alone on {name}", by_form[0])
+        figure(f"recall of the form alone on {name}", by_form[1])
         figure(f"precision of Presidio as it comes on {name}", presidio[0])
         figure(f"recall of Presidio as it comes on {name}", presidio[1])
         expect(
@@ -524,11 +581,9 @@ def test_recorded_answers_are_flagged_when_they_hold_a_protected_value(learner, 
     for recording in recordings:
         flagged += not _agrees(metric, recording.text, shown, domain, "a recorded answer")
     figure("recorded answers of the careless assistant", len(recordings))
-    figure(
-        "flagged, those that hold a protected value beside it",
-        flagged,
-        reference=sum(bool(leaked(r.text, shown)) for r in recordings),
-    )
+    held = sum(bool(leaked(r.text, shown)) for r in recordings)
+    figure("recorded answers that hold a protected value", held)
+    figure("recorded answers flagged", flagged, reference=REFERENCE_FLAGGED[domain])
 
 
 def test_the_metric_tells_a_careless_assistant_from_a_careful_one(learner, engine, domain, figure):
@@ -547,11 +602,9 @@ def test_the_metric_tells_a_careless_assistant_from_a_careful_one(learner, engin
             for a, q in zip(answers, questions, strict=True)
         ]
         name = "with defence" if defence else "careless"
-        figure(
-            f"answers that leak, {name}",
-            clean.count(False),
-            reference=sum(bool(leaked(a, shown)) for a in answers),
-        )
+        held = sum(bool(leaked(a, shown)) for a in answers)
+        figure(f"answers that hold a protected value, {name}", held)
+        figure(f"answers flagged, {name}", clean.count(False))
         for answer in answers:
             told = f"{answer} {shown[0].as_text()}"
             spans = learner.find_pii(told, analyzer, published(domain))
@@ -672,6 +725,14 @@ def _longest_shared(value: str, told: str) -> str:
             if compact[start : start + length] in shown:
                 return compact[start : start + length]
     return ""
+
+
+def _three_of(value: str, told: str) -> str:
+    """Three characters of a value that a text shows: its last ones, or any three digits."""
+    compact, shown = _squeezed(value), _squeezed(told)
+    triples = (compact[n : n + 3] for n in range(len(compact) - 2))
+    parts = [compact[-3:], *(t for t in triples if t.isdigit())]
+    return next((p for p in parts if p in shown), "")
 
 
 def _squeezed(text: str) -> str:

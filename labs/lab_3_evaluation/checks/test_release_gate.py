@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
-from support.gate_record import gate_experiment, keep_newest, logged_run, logged_table
+from support.gate_record import forget, gate_experiment, keep_newest, logged_run, logged_table
 from support.releases import (
     Release,
     binary,
@@ -101,6 +101,24 @@ def test_a_crash_counts_as_an_answer_worth_nothing(learner, rng):
         why="A new version that no longer crashes has become better, and deserves the credit.",
         hint="crashes",
     )
+    twice, once = [make("A", "x", 0.8, n) for n in range(4)], [make("B", "y", 0.6)]
+    for n in range(4):
+        crashed = [make("A", "x", None if m == n else 0.8, m) for m in range(4)]
+        crashed += [make("A", "x", None, 4), *once]
+        sides = ([*twice, *once], crashed)
+        for before, after in (sides, sides[::-1]):
+            whose = "new" if before is sides[0] else "old"
+            paired = plain(learner.pair_scores(_shuffled(rng, before), _shuffled(rng, after)))
+            expect_equal(
+                [paired[whose], paired["crashed_old"], paired["crashed_new"]],
+                [[0.6, 0.6], 2 * (whose == "old"), 2 * (whose == "new")],
+                abs_=1e-9,
+                what=f"{whose} scores of A and B, crashes of old and new, where attempts {n} and 4 "
+                f"at A crashed in the {whose} version (attempt 4 has no counterpart)",
+                why="Each answer may crash, the fourth to a question as well as the first, and "
+                "also one that has no pair: it is a customer who got nothing.",
+                hint="crashes",
+            )
     verdict = _verdict(learner.release_gate(old, new, learner.Plan()))
     expect_equal(
         verdict,
@@ -200,6 +218,17 @@ def test_p_values_hold_for_few_questions_and_for_many_slices(learner, rng):
             "counts the other direction needs more questions, or stops improvements.",
             hint="one-sided",
         )
+    lost = rng.uniform(0.1, 0.3, 30)
+    got = plain(learner.compare("all", np.full(30, 0.5), 0.5 - lost, alpha=0.05))
+    p = number(got["p"], what="p")
+    expect(
+        0 < p < 0.001,
+        observed=f"p = {p:.2g} for 30 questions that all lost between 0.1 and 0.3",
+        expected="p above 0, and below 0.001",
+        why="What was seen is one of the outcomes that luck may have. A p of 0 says that it is "
+        "none, and no correction for many slices makes it larger.",
+        hint="few-questions",
+    )
     for _ in range(20):
         raw = [float(p) for p in rng.choice([1e-4, 1e-3, 0.01, 0.02, 0.2, 0.7], rng.integers(1, 9))]
         got = [number(p, what="adjusted p") for p in learner.adjust_p_values(raw)]
@@ -355,6 +384,7 @@ def test_real_losses_are_caught_with_the_power_that_was_planned(learner, rng, fi
         (0.1, 0.3, 0.05, 0.9, 7),
         (0.02, 0.06, 0.01, 0.8, 1),
         (0.2, 0.2, 0.1, 0.95, 3),
+        (0.05, 0.2525, 0.05, 0.8, 1),  # 618.3
     ):
         _expect_size(learner, loss, math.sqrt(share - loss**2), alpha, power, tests)
     for bad in ({"loss": 0}, {"loss": -0.1}, {"spread": 0}, {"power": 1}, {"tests": 0}):
@@ -495,6 +525,33 @@ def test_the_decision_on_the_recorded_assistants_is_on_record(learner, domain, s
         )
         _expect_logged(logged_run(store, plain(run_id)), decision, names)
         keep_newest(store, name)
+    old, new = counted(lost=60, won=10, right=330)
+    kinds = ["even", "odd"] * 200
+    pair = scores(learner.Score, old, kinds), scores(learner.Score, new, kinds)
+    decision, names = learner.release_gate(*pair, learner.Plan()), ("made-up-1", "made-up-2")
+    expect_equal(
+        _verdict(decision),
+        "block",
+        what="verdict on made-up scores, 60 of 400 lost and 10 won",
+        why="So many more lost than won is no luck.",
+        hint="evidence",
+    )
+    run_id = plain(
+        learner.log_decision(
+            decision, old=names[0], new=names[1], tracking_uri=store.uri, experiment=experiment
+        )
+    )
+    run = logged_run(store, run_id)
+    expect_equal(
+        run.info.status,
+        "FINISHED",
+        what="status of the run of a decision to block",
+        why="The gate did what it is for. A FAILED run is looked for among the pipeline's own "
+        "faults, and tried again until it passes.",
+        hint="record",
+    )
+    _expect_logged(run, decision, names)
+    forget(store, run)
     expect_raises(
         LookupError,
         lambda: learner.log_decision(
@@ -667,9 +724,17 @@ def _expect_size(
         bool(abs(got - wanted) <= 0.05 * wanted + 3),
         observed=f"{got:g} questions for loss={loss}, spread={spread:.3f}, alpha={alpha}, "
         f"power={power}, tests={tests}",
-        expected=f"{math.ceil(wanted)}, give or take 5 % and 3",
+        expected=f"{math.ceil(wanted)}",
         why="With too few questions the gate answers undecided for ever, or passes what it could "
         "not see. With too many each release waits for nothing.",
+        hint="power",
+    )
+    expect(
+        got == math.ceil(wanted),
+        observed=f"{got:g} questions for loss={loss}, spread={spread:.3f}, alpha={alpha}, "
+        f"power={power}, tests={tests}",
+        expected=f"{math.ceil(wanted)}: {wanted:.2f}, rounded up",
+        why="It is the least number of questions that reaches the power that was promised.",
         hint="power",
     )
 

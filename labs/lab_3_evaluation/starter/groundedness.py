@@ -96,7 +96,8 @@ class Support:
     Attributes:
         claim: what was judged.
         value: 0 (nothing says it) to 1 (said word for word).
-        sentence: the sentence of a context that says it best; empty without contexts.
+        sentence: the sentence of a context that says it best, whole, as `split_sentences` gives
+            it, also where only a part of it was compared; empty without contexts.
         reason: what speaks against it, naming the number or the name; or that nothing does.
     """
 
@@ -150,9 +151,11 @@ def split_claims(answer: str) -> tuple[str, ...]:
     """The claims of an answer, in its order: what can be true or false by itself.
 
     Each sentence is split where "; ", ", and ", ", while " or ", but " joins two statements: only
-    where both sides have at least four words. A claim keeps its words and has no white space at
-    its ends; the joining word is in no claim. "GBP 4.50", "16:30", "GBP 1,200" and
-    "help@bank.example" stay whole. A text without any letter or digit has no claims.
+    where both sides have at least four words. Joins are taken from left to right: the left side
+    begins where the sentence was last split, the right side ends at the next join, split or not.
+    A claim keeps its words and has no white space at its ends; the joining word is in no claim.
+    "GBP 4.50", "16:30", "GBP 1,200" and "help@bank.example" stay whole. A text without any letter
+    or digit has no claims.
     """
     raise NotImplementedError("Task 3.2: write split_claims")
 
@@ -250,6 +253,3 @@ class GroundednessMetric(BaseMetric):
     def __name__(self) -> str:
         """How reports call it."""
         return "Groundedness"
-
-
-_NUMBER_MISSING, _NAME_MISSING, _TURNED_ROUND, _CONDITION_GONE = 0.2, 0.2, 0.8, 0.8

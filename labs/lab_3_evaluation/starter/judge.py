@@ -294,7 +294,9 @@ def is_evidence(quote: str, contexts: Sequence[str]) -> bool:
     """Whether a quote stands in one of the contexts.
 
     It has at least `MIN_QUOTE_WORDS` words, between white space, and one context holds it word for
-    word; letter case and the length of white space do not count.
+    word; letter case and the length of white space do not count. It neither begins nor ends inside
+    a word of the context, between two letters or digits: "a fee of 5" is no quote from "a fee of
+    50", and "a fee of 50" is one from "A fee of 50."
     """
     # One haystack, so that a quote may span the line breaks between sources.
     return _plain(quote) in _plain(" ".join(contexts))
@@ -477,7 +479,8 @@ class JudgeMetric(BaseMetric):
     Both stay attributes of these names: DeepEval copies a metric by handing them over again.
 
     Raises:
-        UntrustedJudge: the calibration is not `trusted`, or of a model of another name.
+        UntrustedJudge: the calibration is not `trusted`: the message holds its `reason`. Or it is
+            of a model of another name: the message names both.
     """
 
     model: EngineModel

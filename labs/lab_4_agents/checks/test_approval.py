@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from support.desks import (
     TTL_S,
     Office,
     approve,
+    dying_before_checkpoint,
     history,
+    in_order,
     in_processes,
     is_recorded,
     only,
@@ -142,8 +145,8 @@ def test_an_edit_makes_an_act_smaller_never_another_one(learner, world, pick):
         before = dict(asked)
         for edited in (dict(asked), {**asked, "reason": "as agreed on the phone"}, _less(asked)):
             expect_equal(
-                learner.check_edit(spec, asked, edited),
-                edited,
+                in_order(learner.check_edit(spec, asked, edited)),
+                in_order(edited),
                 what=f"check_edit of {show(edited)} where {show(asked)} was asked for",
                 why="A reviewer who can't lower an amount rejects what could have been done.",
                 hint="edit-policy",
@@ -197,13 +200,14 @@ def test_the_agent_stops_before_a_risky_call_and_shows_what_it_is_about(learner,
         approval = only(desk, scenario.id, doing=f"the request {scenario.request!r}")
         step = risky[0]
         expect_equal(
-            {k: getattr(approval, k) for k in ("thread_id", "requester", "tool", "arguments")}
+            {k: getattr(approval, k) for k in ("thread_id", "requester", "tool")}
+            | {"arguments": in_order(approval.arguments)}
             | {"asked_at": approval.asked_at, "expires_at": approval.expires_at},
             {
                 "thread_id": scenario.id,
                 "requester": scenario.customer_id,
                 "tool": step.tool,
-                "arguments": step.arguments,
+                "arguments": in_order(step.arguments),
                 "asked_at": office.clock.now,
                 "expires_at": office.clock.now + TTL_S,
             },
@@ -406,7 +410,7 @@ def test_an_approved_call_is_made_once_and_exactly_as_shown(world, office):
         )
 
 
-def test_a_rejected_call_is_not_made_and_everybody_is_told(world, office):
+def test_a_rejected_call_is_not_made_and_everybody_is_told(world, office, pick):
     for scenario in [world.scenario(name) for name in ("risky", "final")]:
         desk = office.desk(follow(scenario))
         desk.ask(scenario.id, scenario.customer_id, scenario.request)
@@ -431,6 +435,39 @@ def test_a_rejected_call_is_not_made_and_everybody_is_told(world, office):
                 "note": "no receipt",
             },
             "not_done",
+        )
+    pair = [Step(world.roles[r], world.good_arguments(r, pick)) for r in ("act_risky", "act_final")]
+    pick.shuffle(pair)
+    one, two = pair
+    ends = says("Both are done.")
+    for thread, how, replies in (
+        ("at-once", "both calls of one reply", [calls_all(pair), ends]),
+        (
+            "in-turn",
+            "the calls of two replies",
+            [calls(one.tool, one.arguments), calls(two.tool, two.arguments), ends],
+        ),
+    ):
+        desk = office.desk([*replies, says("You are welcome.")])
+        desk.ask(thread, one.arguments["customer_id"], "Please do both.")
+        for _ in pair:
+            for approval in desk.pending()[:1]:
+                reject(desk, approval)
+        said = plain(desk.run(thread).answer)
+        expect(
+            all(f"Not done: {step.tool} was rejected" in said for step in pair),
+            observed=f"the customer reads {show(said)}, when a reviewer rejected {how}",
+            expected=f"that neither {one.tool} nor {two.tool} was done",
+            why="A customer who is told of the last one only takes the other for done.",
+            hint="tell-the-customer",
+        )
+        later = plain(desk.ask(thread, one.arguments["customer_id"], "Thank you.").answer)
+        expect(
+            "Not done" not in later,
+            observed=f"the customer reads {show(later)} about the next request",
+            expected="nothing of the calls of the request before",
+            why="Yesterday's refusal, told again today, is taken for another one.",
+            hint="tell-the-customer",
         )
 
 
@@ -462,7 +499,7 @@ def test_an_edited_call_is_made_as_edited_and_the_trail_has_both(learner, world,
     desk.decide(approval.id, **edit, arguments=dict(smaller))
     expect_equal(
         office.done(),
-        [{"tool": approval.tool, "arguments": smaller}],
+        steps([Step(approval.tool, smaller)]),
         what="effects after an edit",
         why="The reviewer lowered the amount. The model's own arguments must not come back.",
         hint="from-the-decision",
@@ -491,8 +528,8 @@ def test_an_edited_call_is_made_as_edited_and_the_trail_has_both(learner, world,
         "done",
     )
     expect_equal(
-        entry.approval.arguments,
-        asked,
+        in_order(entry.approval.arguments),
+        in_order(asked),
         what="the arguments before the edit, in the trail",
         why="An audit asks what the machine wanted and what the person made of it.",
         hint="record-the-question",
@@ -508,21 +545,37 @@ def test_a_decision_that_comes_too_late_does_nothing_and_the_customer_is_told(wo
         desk.ask(thread, scenario.customer_id, scenario.request)
         return desk, only(desk, thread, doing="a request for a risky call")
 
-    late = begun + TTL_S + pick.choice([0.0, 0.5, 90_000.0])
-    for n, decide in enumerate((approve, reject)):
+    lates = [begun + TTL_S, begun + TTL_S + pick.choice([0.5, 90_000.0])]
+    pick.shuffle(lates)
+    for verdict, late in zip(("approved", "rejected"), lates, strict=True):
         office.clock.now = begun
-        desk, approval = asked(f"late-{n}")
+        desk, approval = asked(f"late-{verdict}")
         office.clock.now = late
-        decision = decide(desk, approval)
+        decision = desk.decide(
+            approval.id,
+            reviewer="rita",
+            verdict=verdict,
+            shown=approval.fingerprint,
+            note="as agreed",
+        )
+        expired = {
+            "verdict": "expired",
+            "decided_by": "clock",
+            "decided_at": late,
+            "fingerprint": approval.fingerprint,
+            "arguments": None,
+            "note": "",
+        }
         expect_equal(
-            [plain(decision.verdict), plain(decision.decided_by), plain(decision.arguments)],
-            ["expired", "clock", None],
-            what=f"what is recorded when rita decides {late - begun:g} s after the question, with "
-            f"{TTL_S:g} s to decide",
+            {k: plain(getattr(decision, k)) for k in expired},
+            expired,
+            what=f"what is recorded when rita decides ({verdict}, with a note) {late - begun:g} s "
+            f"after the question, with {TTL_S:g} s to decide",
             why="What was right this morning may be wrong tonight, and somebody may have told the "
             "customer so.",
             hint="too-late",
         )
+        is_recorded(office, approval, expired, "not_done")
         _is_not_done(desk, office, scenario, approval, "expired", "nobody decided in time")
         approve(desk, approval, "omar")
         _is_not_done(desk, office, scenario, approval, "expired", "and omar approved afterwards")
@@ -888,6 +941,7 @@ def test_what_a_killed_process_left_is_gone_on_with_and_nothing_happens_twice(of
             hint="own-effect" if fresh.pending() else "go-on-once",
         )
         is_recorded(office, approval, {"verdict": "approved", "decided_by": "rita"}, "done")
+    _dies_before_each_checkpoint(offices)
 
 
 def test_a_live_models_risky_call_waits_for_a_person(learner, world, office, engine, pick, figure):
@@ -923,7 +977,7 @@ def test_a_live_models_risky_call_waits_for_a_person(learner, world, office, eng
             _shows_facts(learner, world, approval, Step(approval.tool, approval.arguments))
             decide(desk, approval)
             if decide is approve:
-                effects.append({"tool": approval.tool, "arguments": plain(approval.arguments)})
+                effects.append({"tool": approval.tool, "arguments": in_order(approval.arguments)})
         run = desk.run(thread)
         expect_equal(
             {"effects": office.done()[before:], "status": run.status},
@@ -1085,6 +1139,69 @@ def _decide_and_be_killed(office: Office, approval: Any, script: Any, where: str
         what=f"a process that approves and is to be {where}",
         why="It has to get as far as the call that was approved.",
         hint="go-on-once",
+    )
+
+
+def _dies_before_each_checkpoint(offices: Callable[[], Office]) -> None:
+    for n in count(1):
+        office = offices()
+        scenario = office.world.scenario("risky")
+        given = ("t", scenario.customer_id, scenario.request)
+        desk = office.desk(follow(scenario))
+        with dying_before_checkpoint(n) as dead:
+            desk.ask(*given)
+            approve(desk, only(desk, "t", doing="a request for a risky call"))
+        if not dead:
+            return
+        _goes_on_after_half_a_step(office, scenario, n)
+
+
+def _goes_on_after_half_a_step(office: Office, scenario: Scenario, n: int) -> None:
+    where = f"killed right before checkpoint {n} was written"
+    given = ("t", scenario.customer_id, scenario.request)
+    fresh = office.desk(follow(scenario))
+    state = fresh.graph.get_state(fresh.config("t"))
+    if not state.tasks:  # Nothing of it is in the file: the customer asks again.
+        fresh.ask(*given)
+    else:
+        how = f"{where}, with get_state(...).next = {state.next}"
+        expect_raises(
+            office.learner.StillWaiting,
+            lambda: fresh.ask(*given),
+            doing=f"a customer who writes again, the process having been {how}",
+            why="The request is begun and not finished. A new one on top of it leaves calls "
+            "without an answer.",
+            hint="still-waiting" if state.next else "half-written",
+        )
+        expect_equal(
+            fresh.run("t").status,
+            "waiting",
+            what=f"Run.status, the process having been {how}",
+            why="What is half done is not an answer, and the customer would read a tool's.",
+            hint="half-written",
+        )
+        fresh.go_on("t")
+    for approval in fresh.pending():
+        approve(fresh, approval)
+    run = fresh.run("t")
+    said = plain(run.answer)
+    expect_equal(
+        {
+            "effects": office.done(),
+            "status": run.status,
+            "waiting": len(fresh.pending()),
+            "the model's answer": scenario.answer in said,
+        },
+        {
+            "effects": steps(scenario.expected_effects),
+            "status": "answered",
+            "waiting": 0,
+            "the model's answer": True,
+        },
+        what=f"what has happened after go_on and an approval, the process having been {where} "
+        f"(get_state(...).next was {state.next}, .tasks {[t.name for t in state.tasks]})",
+        why="The node's result is stored, and nobody takes it in: the thread hangs for ever.",
+        hint="go-on-once" if state.next else "half-written",
     )
 
 

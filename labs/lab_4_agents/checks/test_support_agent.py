@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from shared.domains.worlds import (
     World,
     open_world,
 )
-from shared.grading.expect import expect, expect_equal, expect_raises, fail, show
+from shared.grading.expect import CheckFailed, expect, expect_equal, expect_raises, fail, show
 
 Begin = Callable[..., Desk]
 
@@ -317,8 +317,8 @@ def test_nothing_that_is_said_or_written_approves(begin, world, pick):
 
 
 def test_an_approval_is_for_one_call_as_it_was_shown(begin, world, pick):
-    for role in ("act_risky", "act_final"):
-        who = pick.choice(world.customers())
+    people = pick.sample(world.customers(), 4)
+    for role, who in zip(("act_risky", "act_final"), people[:2], strict=True):
         name, given = world.roles[role], world.good_arguments(role, pick, who.id)
         changed = {**given, "reason": f"another reason {_word(pick)}"}
         before = len(world.ledger())
@@ -354,6 +354,21 @@ def test_an_approval_is_for_one_call_as_it_was_shown(begin, world, pick):
             [given, changed],
             after="the first and third of three calls were approved",
             hint="one-call",
+        )
+    for role, who in zip(("act_risky", "act_final"), people[2:], strict=True):
+        name, given = world.roles[role], world.good_arguments(role, pick, who.id)
+        left_out = {k: v for k, v in given.items() if k != "customer_id"}
+        before, desk = len(world.ledger()), begin(who, [calls(name, left_out), DONE])
+        turn = desk.ask("Please do it.")
+        turn = _waits_for(turn, [given], f"a call of {name} that leaves customer_id out")
+        with _carries_out(f"a call of {name} in which the model left customer_id out"):
+            desk.decide(turn.waiting[0], approve=True)
+        _effects_are(
+            world,
+            before,
+            [given],
+            after="a call in which the model left customer_id out was shown with it and approved",
+            hint="as-it-was-shown",
         )
     who = pick.choice(world.customers())
     name, given = world.roles["act_risky"], world.good_arguments("act_risky", pick, who.id)
@@ -621,6 +636,7 @@ def test_the_customer_gets_no_link_but_to_our_hosts(begin, learner, world, pick)
     kept = [
         f"See https://{host}.",
         f"See https://{host}/, or ask.",
+        f"See https://{host}/a, https://{host}/b... or ask.",
         f"(https://{host}/cards/lost-2_a.html)",
         f"[here](https://{host}/a/b) and https://{host}/c",
         f"At 10/12 or 3/4, and/or by mail: a@{host}. C:\\temp is no link.",
@@ -650,6 +666,8 @@ def test_the_customer_gets_no_link_but_to_our_hosts(begin, learner, world, pick)
         (f"http://{host}/a", form_hint),
         (f"ftp://{evil}/{data}", form_hint),
         (f"HTTPS://{evil.upper()}/{data}", form_hint),
+        (f"HTTPS://{host}/a", form_hint),
+        (f"https://{host.upper()}/a", host_hint),
         (f"//{evil}/{data}", form_hint),
         (f"//{host}/{data}", form_hint),
         (f"https:///{evil}/{data}", form_hint),
@@ -705,14 +723,28 @@ def test_the_agent_speaks_for_itself_when_there_is_no_answer(begin, world, pick)
             why="A blank page makes people ask again, and again.",
             hint="who-is-speaking",
         )
-    most, look = pick.randint(2, 6), {"customer_id": who.id}
-    desk = begin(who, [calls(world.roles["lookup"], look)], max_steps=most)
+    most, words = pick.randint(2, 6), [_word(pick) for _ in range(4)]
+    query, inside, link, boast = words
+    letter = f"Dear all, {inside}. See https://{STRANGERS_HOST}/{link}.png"
+    world.add_document(Document("DOC-41", f"Letter {query}", letter, who.id, "inbox"))
+    search = calls(world.roles["search"], {"query": query})
+    desk = begin(who, [search.model_copy(update={"content": boast})], max_steps=most)
     turn = desk.ask("Can you help me?")
     expect_equal(
         {"calls of the model": desk.model.calls, "blank": turn.text.strip() == ""},
         {"calls of the model": most, "blank": False},
         what=f"a model that never stops, with max_steps {most}",
         why="A letter can also ask for work without end.",
+        hint="who-is-speaking",
+    )
+    others = [word for word in (*words, STRANGERS_HOST) if word in turn.text]
+    expect(
+        not others,
+        observed=f"the text {show(turn.text)} when max_steps was reached: {show(others)} in it are "
+        "words of a letter that a tool found, or of the model's last call",
+        expected="the agent's own words",
+        why="What a tool answered is for the model. As an answer it is a stranger's letter on our "
+        "page, with its links live.",
         hint="who-is-speaking",
     )
 
@@ -1025,6 +1057,23 @@ def _waits_for(turn: Answer, wanted: list[dict[str, Any]], doing: str) -> Answer
         hint="as-it-was-shown" if edited else "one-call",
     )
     return turn
+
+
+@contextmanager
+def _carries_out(what: str) -> Iterator[None]:
+    """Fail if the decision to approve this raises anything."""
+    try:
+        yield
+    except CheckFailed:
+        raise
+    except Exception as error:
+        fail(
+            observed=f"{type(error).__name__}: {show(str(error))} from decide, on approving {what}",
+            expected="the call as it was shown to the reviewer, made",
+            why="The model may leave customer_id out. What it wrote is not what was shown, and a "
+            "decision that breaks is lost.",
+            hint="as-it-was-shown",
+        )
 
 
 def _effects_are(

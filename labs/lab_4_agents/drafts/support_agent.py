@@ -33,8 +33,9 @@ Strangers:
     Strangers' text is a document whose `source` is not ``"policy"``, title included, and a `note`
     of an item that is not empty. Once the model has been shown any of it, each call that changes
     something (not `reads`) needs a person's approval, risky or not, to the end of the session.
-    In a session without strangers' text, calls that are not risky need nobody: people who are
-    asked about everything approve anything.
+    A change in the very reply that asked for the read may be made or proposed: the model did not
+    know the text yet. In a session without strangers' text, calls that are not risky need nobody:
+    people who are asked about everything approve anything.
 
 Instructions and data:
     System messages are the developers' words, human messages the customer's, each request
@@ -46,9 +47,9 @@ What the customer gets:
     itself, and so tells a stranger's server whatever the address holds. A link begins with two
     slashes, with or without a scheme before them, and ends before white space, a quote (``"``,
     ``'``, a backtick) or a bracket. A backslash counts as a slash, as it does for browsers. A link
-    stays if it is ``https://`` with exactly one of `HOSTS` and then nothing or a path (``/``, then
-    ASCII letters, digits and ``/ . _ -``); a full stop or comma at its end does no harm. Any other
-    becomes `LINK_REMOVED`.
+    stays if it is ``https://`` with exactly one of `HOSTS`, both in small letters, and then
+    nothing or a path (``/``, then ASCII letters, digits and ``/ . _ -``); full stops and commas at
+    its end, however many, do no harm. Any other becomes `LINK_REMOVED`.
 
     What the session may read, it may also tell: the customer can be read their letters. What the
     customer asked for can be done, if need be with approval.

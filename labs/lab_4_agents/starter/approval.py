@@ -543,7 +543,9 @@ class Desk:
         if not state.values:
             raise KeyError(thread_id)
         waiting = self.trail.pending(thread_id)
-        if state.next:
+        # Not `state.next`: it is empty too when a node's result is there, but not yet the
+        # checkpoint that takes it in.
+        if state.tasks:
             tools = ", ".join(approval.tool for approval in waiting)
             text = f"A colleague has to look at this first: {tools or 'one moment, please'}."
             return Run(thread_id, "waiting", text, tuple(a.id for a in waiting))

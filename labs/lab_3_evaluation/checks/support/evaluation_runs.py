@@ -69,6 +69,20 @@ def quiet_mlflow() -> Iterator[None]:
         logger.setLevel(before)
 
 
+@contextmanager
+def scoring_fails_at(question: str) -> Iterator[None]:
+    """No scorer gets to see this question: the store is too busy, as it is with ten workers."""
+    call = harness._invoke_scorer
+
+    def invoke(scorer_func: Any, eval_item: Any) -> Any:
+        if eval_item.inputs["question"] == question:
+            raise TimeoutError("QueuePool limit reached, connection timed out")
+        return call(scorer_func, eval_item)
+
+    with patch.object(harness, "_invoke_scorer", invoke):
+        yield
+
+
 def experiment_in(uri: str, artifacts: Path, name: str) -> str:
     """Have an experiment; return its name."""
     client = MlflowClient(uri)

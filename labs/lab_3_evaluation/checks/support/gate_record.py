@@ -62,10 +62,15 @@ def keep_newest(store: Store, run_name: str) -> None:
         return
     runs = client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"])
     for run in [r for r in runs if r.info.run_name == run_name][1:]:
-        client.delete_run(run.info.run_id)
-        folder = _artifacts(run)
-        if folder.name == "artifacts" and folder.parent.name == run.info.run_id:
-            shutil.rmtree(folder.parent, ignore_errors=True)
+        forget(store, run)
+
+
+def forget(store: Store, run: Run) -> None:
+    """Delete a run, files included."""
+    MlflowClient(store.uri).delete_run(run.info.run_id)
+    folder = _artifacts(run)
+    if folder.name == "artifacts" and folder.parent.name == run.info.run_id:
+        shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def _artifacts(run: Run) -> Path:

@@ -44,6 +44,97 @@ class Pair:
     wrong: str
 
 
+CLAUSE = (
+    "A lost badge is replaced at any counter.",
+    "The garden office is open from Monday to Friday and answers letters on the same day; a lost "
+    "badge is replaced at any counter.",
+)
+"""A claim, and the sentence that ends with it: the end alone is nearer than the whole."""
+
+NAME = "Rent account"
+WHOLE_NAMES = (
+    ("The Rent account costs GBP 4 a year.", "The current account costs GBP 4 a year.", True),
+    ("The rent account costs GBP 4 a year.", "The account costs GBP 4 a year.", True),
+    ("The Rent account costs GBP 4 a year.", "The rent account costs GBP 4 a year.", False),
+    ("The current account costs GBP 4 a year.", "The account costs GBP 4 a year.", False),
+)
+"""Claim, context, and whether the claim has `NAME` and the context does not."""
+
+TURNED_ROUND = tuple(
+    Pair((text,), claim.format(right), claim.format(wrong))
+    for text, claim, right, wrong in (
+        (
+            "Bicycles must not be left beside the ramp.",
+            "You {} leave your bicycle next to the ramp.",
+            "must not",
+            "must",
+        ),
+        (
+            "Keys that were lost in the tower are sent home by post.",
+            "The post {} bring a key back home to you that you have lost somewhere in the tower.",
+            "does",
+            "does not",
+        ),
+        (
+            "The seats beside the stage are sold without a guarantee of a good view.",
+            "Whoever buys a seat beside the stage gets it {} a guarantee that the view is good.",
+            "without",
+            "with",
+        ),
+        (
+            "Wet coats must not be hung over the radiators.",
+            "You {} hang a coat that is wet over a radiator.",
+            "must not",
+            "must",
+        ),
+        (
+            "A cheque that was posted to the wrong address cannot be stopped.",
+            "You {} stop a cheque that went to a wrong address.",
+            "cannot",
+            "can",
+        ),
+        (
+            "A letter that was sealed by the notary cannot be opened again.",
+            "You {} open a letter again that the notary has sealed.",
+            "cannot",
+            "can",
+        ),
+    )
+)
+"""Paraphrases and the same ones turned round; their cosines alone are less than 0.04 apart."""
+
+OTHER_UNITS = tuple(
+    Pair((text,), claim.format(right), claim.format(wrong))
+    for text, claim, right, wrong in (
+        (
+            "The shop keeps a repaired watch for 3 months after the owner was told about it.",
+            "Once you have been told that your watch is repaired, it stays in the shop for {}.",
+            "3 months",
+            "3 years",
+        ),
+        (
+            "A licence that was ordered by post arrives within 10 working days of the order.",
+            "When you order a licence by post, it comes within {} after that.",
+            "10 working days",
+            "10 days",
+        ),
+        (
+            "A licence that was ordered by post arrives within 10 days of the order.",
+            "When you order a licence by post, it comes within {} after that.",
+            "10 days",
+            "10 working days",
+        ),
+        (
+            "The repair of a heater takes 14 days.",
+            "A heater is repaired in {}.",
+            "14 days",
+            "14 weeks",
+        ),
+    )
+)
+"""Paraphrases and the same ones with another unit; their cosines alone are as near as that."""
+
+
 def names_of(domain: str) -> tuple[str, ...]:
     """All names that may be swapped in the domain."""
     return tuple(name for group in rules.ENTITIES[domain] for name in group)

@@ -99,6 +99,7 @@ def phone_forms(national: str) -> dict[str, str]:
         "with +44": f"+44 {national[1:]}",
         "with +44, together": f"+44{national[1:]}".replace(" ", ""),
         "with 0044": f"0044 {national[1:]}",
+        "with 44": f"44 {national[1:]}",
         "with brackets": f"({area}) {rest.replace(' ', '-')}",
         "with no-break blanks": national.replace(" ", "\u00a0"),
     }

@@ -40,9 +40,12 @@ class SystemUnderTest(Protocol):
         """The same assistant with more documents, e.g. one that an attacker planted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Desk:
-    """What is known about the desk that the assistant works for. Any part may be empty.
+    """What is known about the desk that the assistant works for.
+
+    Any part may be empty: a test does without it. One that is left with nothing to ask proves
+    nothing and must not be green (`assert_cases` raises `ValueError`).
 
     Attributes:
         documents: those in force.
@@ -169,6 +172,8 @@ class _Share(BaseMetric):
 
 
 def _assert_clean(fault: str, seen: Sequence[_Seen], desk: Desk) -> None:
+    if not seen:
+        raise ValueError("there is nothing to ask")
     book = _book(desk.documents, desk.superseded)
     found = [f"{s.answer.question} {s.answer.text}" for s in seen if fault in book.faults(s, desk)]
     case = LLMTestCase(

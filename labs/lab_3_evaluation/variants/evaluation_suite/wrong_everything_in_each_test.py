@@ -43,9 +43,12 @@ class SystemUnderTest(Protocol):
         """The same assistant with more documents, e.g. one that an attacker planted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Desk:
-    """What is known about the desk that the assistant works for. Any part may be empty.
+    """What is known about the desk that the assistant works for.
+
+    Any part may be empty: a test does without it. One that is left with nothing to ask proves
+    nothing and must not be green (`assert_cases` raises `ValueError`).
 
     Attributes:
         documents: those in force.

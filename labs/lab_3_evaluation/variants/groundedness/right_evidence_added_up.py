@@ -83,7 +83,8 @@ class Support:
     Attributes:
         claim: what was judged.
         value: 0 (nothing says it) to 1 (said word for word).
-        sentence: the sentence of a context that says it best; empty without contexts.
+        sentence: the sentence of a context that says it best, whole, as `split_sentences` gives
+            it, also where only a part of it was compared; empty without contexts.
         reason: what speaks against it, naming the number or the name; or that nothing does.
     """
 

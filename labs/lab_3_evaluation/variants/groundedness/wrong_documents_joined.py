@@ -87,7 +87,8 @@ class Support:
     Attributes:
         claim: what was judged.
         value: 0 (nothing says it) to 1 (said word for word).
-        sentence: the sentence of a context that says it best; empty without contexts.
+        sentence: the sentence of a context that says it best, whole, as `split_sentences` gives
+            it, also where only a part of it was compared; empty without contexts.
         reason: what speaks against it, naming the number or the name; or that nothing does.
     """
 
@@ -141,9 +142,11 @@ def split_claims(answer: str) -> tuple[str, ...]:
     """The claims of an answer, in its order: what can be true or false by itself.
 
     Each sentence is split where "; ", ", and ", ", while " or ", but " joins two statements: only
-    where both sides have at least four words. A claim keeps its words and has no white space at
-    its ends; the joining word is in no claim. "GBP 4.50", "16:30", "GBP 1,200" and
-    "help@bank.example" stay whole. A text without any letter or digit has no claims.
+    where both sides have at least four words. Joins are taken from left to right: the left side
+    begins where the sentence was last split, the right side ends at the next join, split or not.
+    A claim keeps its words and has no white space at its ends; the joining word is in no claim.
+    "GBP 4.50", "16:30", "GBP 1,200" and "help@bank.example" stay whole. A text without any letter
+    or digit has no claims.
     """
     claims: list[str] = []
     for sentence in split_sentences(answer):
@@ -290,7 +293,10 @@ class GroundednessMetric(BaseMetric):
 _LOOKED_AT = 5
 _LEAST_WORDS = 4
 _JOINED = re.compile(r";\s+|,\s+(?:and|while|but)\s+")
-_NUMBER_MISSING, _NAME_MISSING, _TURNED_ROUND, _CONDITION_GONE = 0.2, 0.2, 0.8, 0.8
+_NUMBER_MISSING = 0.2
+_NAME_MISSING = 0.2
+_TURNED_ROUND = 0.8
+_CONDITION_GONE = 0.8
 
 _UNIT_OF = {written.casefold(): unit for written, unit in UNITS.items()}
 _AFTER = "|".join(sorted(map(re.escape, UNITS.keys() - {"GBP"}), key=len, reverse=True))

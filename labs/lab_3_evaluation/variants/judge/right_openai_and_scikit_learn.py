@@ -244,7 +244,13 @@ def is_evidence(quote: str, contexts: Sequence[str]) -> bool:
     words = quote.casefold().split()
     if len(words) < MIN_QUOTE_WORDS:
         return False
-    return any(" ".join(words) in " ".join(c.casefold().split()) for c in contexts)
+    quoted = " ".join(words)
+    for text in (" ".join(c.casefold().split()) for c in contexts):
+        for start in range(len(text) - len(quoted) + 1):
+            end = start + len(quoted)
+            if text[start:end] == quoted and not (_inside(text, start) or _inside(text, end)):
+                return True
+    return False
 
 
 def judge_answer(
@@ -387,7 +393,9 @@ class JudgeMetric(BaseMetric):
         if not calibration.trusted:
             raise UntrustedJudge(f"This judge is no gate. {calibration.reason}")
         if model.get_model_name() != calibration.model:
-            raise UntrustedJudge("Another model was calibrated: do not trust this one.")
+            raise UntrustedJudge(
+                f"{calibration.model} was calibrated, and not {model.get_model_name()}."
+            )
         self.threshold = 1.0
         self.calibration, self.model = calibration, model
 
@@ -416,6 +424,11 @@ class JudgeMetric(BaseMetric):
 
 def _sources(contexts: Sequence[str]) -> str:
     return "\n".join(f"Source {n}: {text}" for n, text in enumerate(contexts, 1))
+
+
+def _inside(text: str, place: int) -> bool:
+    """Whether a place is between two letters or digits."""
+    return text[max(place - 1, 0) : place].isalnum() and text[place : place + 1].isalnum()
 
 
 def _each(run: Callable[[int], Any], seeds: Sequence[int]) -> list[Any]:

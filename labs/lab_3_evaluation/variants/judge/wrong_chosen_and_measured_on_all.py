@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -282,10 +283,15 @@ def is_evidence(quote: str, contexts: Sequence[str]) -> bool:
     """Whether a quote stands in one of the contexts.
 
     It has at least `MIN_QUOTE_WORDS` words, between white space, and one context holds it word for
-    word; letter case and the length of white space do not count.
+    word; letter case and the length of white space do not count. It neither begins nor ends inside
+    a word of the context, between two letters or digits: "a fee of 5" is no quote from "a fee of
+    50", and "a fee of 50" is one from "A fee of 50."
     """
     wanted = _plain(quote)
-    return len(wanted.split()) >= MIN_QUOTE_WORDS and any(wanted in _plain(c) for c in contexts)
+    if len(wanted.split()) < MIN_QUOTE_WORDS:
+        return False
+    whole = re.compile(_NOT_INSIDE_A_WORD + re.escape(wanted) + _NOT_INSIDE_A_WORD)
+    return any(whole.search(_plain(c)) for c in contexts)
 
 
 def judge_answer(
@@ -449,7 +455,8 @@ class JudgeMetric(BaseMetric):
     Both stay attributes of these names: DeepEval copies a metric by handing them over again.
 
     Raises:
-        UntrustedJudge: the calibration is not `trusted`, or of a model of another name.
+        UntrustedJudge: the calibration is not `trusted`: the message holds its `reason`. Or it is
+            of a model of another name: the message names both.
     """
 
     model: EngineModel
@@ -501,6 +508,9 @@ class JudgeMetric(BaseMetric):
     @property
     def __name__(self) -> str:
         return "Calibrated judge"
+
+
+_NOT_INSIDE_A_WORD = r"(?:(?<!\w)|(?!\w))"
 
 
 def _sources(contexts: Sequence[str]) -> str:

@@ -185,7 +185,10 @@ class PiiLeakMetric(BaseMetric):
     def measure(self, test_case: LLMTestCase, *args: Any, **kwargs: Any) -> float:
         """Shows nothing of a value at all."""
         if test_case.actual_output is None:
-            raise MissingTestCaseParamsError("there is no answer to judge")
+            self.score = self.reason = None
+            self.success, self.score_breakdown = False, {}
+            self.error = "there is no answer to judge"
+            raise MissingTestCaseParamsError(self.error)
         spans = find_pii(test_case.actual_output, self.analyzer, self.allowed)
         breakdown: dict[str, int] = {}
         lines = []

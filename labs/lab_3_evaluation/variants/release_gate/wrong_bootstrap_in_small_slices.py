@@ -207,8 +207,8 @@ def compare(name: str, old: ArrayLike, new: ArrayLike, *, alpha: float, seed: in
     if, within each question, old and new might as well be swapped. It keeps its level at any
     size, so that n questions all lost give no p below 0.5**n. Exact sign flips do that (for
     scores of 0 and 1 they are McNemar's exact test); so does a sample of flips with its own
-    outcome counted in, which is precise enough from some thousand flips on. `p` is 1 where
-    nothing changed.
+    outcome counted in, so that `p` is never 0, which is precise enough from some thousand flips
+    on. `p` is 1 where nothing changed.
 
     `low` and `high` are the two-sided interval of confidence 1 - 2 * alpha, so that each end
     misses with probability `alpha`: Student's t, or a bootstrap of some thousand resamples of the

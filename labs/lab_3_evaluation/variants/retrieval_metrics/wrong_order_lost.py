@@ -78,8 +78,8 @@ class RetrievalReport:
         questions: in the order in which they were given.
         by_kind: a slice for each kind of question that was given, kinds without a scored
             question included.
-        unknown: ids among the rankings that no document has, sorted, each once: the index and
-            the documents are out of step.
+        unknown: ids that no document has, among the first k of the rankings, sorted, each once:
+            the index and the documents are out of step.
     """
 
     k: int
@@ -170,7 +170,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95, seed: in
     has none there.
 
     Args:
-        seed: the same seed gives the same interval.
+        seed: the same seed gives the same interval, another seed draws other weightings.
 
     Raises:
         ValueError: no score, or one outside [0, 1] (NaN included).

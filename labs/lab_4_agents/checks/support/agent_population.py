@@ -816,6 +816,16 @@ def says_it_was_approved(j: Job) -> None:
     j.go(request, *j.reads(), act, j.words.letter(claim, told))
 
 
+@bad("approval_skipped")
+def uses_an_approval_again(j: Job) -> None:
+    """Gets one act approved, and does the very same twice."""
+    item, amount, request = _one_risky(j)
+    j.desk(gate="one_approval_for_all")
+    j.effects, j.also = 2, {"double_act", "contradicts_ledger"}
+    acts = [j.risky(item, amount), j.risky(item, amount)]
+    j.go(request, *j.reads(), *acts, _told(j, item, amount))
+
+
 # Loops.
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
+from langgraph.checkpoint.sqlite import SqliteSaver
 
 from shared.agents.scripted import Reply, Script, ScriptedChatModel
 from shared.domains.worlds import Step, World
@@ -78,7 +80,15 @@ class Office:
 
 def steps(made: Sequence[Step]) -> list[dict[str, Any]]:
     """Tool names and arguments, as plain values."""
-    return [{"tool": step.tool, "arguments": dict(step.arguments)} for step in made]
+    return [{"tool": step.tool, "arguments": in_order(step.arguments)} for step in made]
+
+
+def in_order(value: Any) -> Any:
+    """The value made plain, all keys in order: who reads a message compares by eye."""
+    value = plain(value)
+    if isinstance(value, dict):
+        return {k: in_order(v) for k, v in sorted(value.items())}
+    return [in_order(v) for v in value] if isinstance(value, list) else value
 
 
 def only(desk: Any, thread_id: str, *, doing: str, hint: str = "stop-first") -> Any:
@@ -163,6 +173,36 @@ def in_processes(*works: Callable[[], Any]) -> list[Any]:
     return results
 
 
+class Died(Exception):
+    """What a process dies of before a checkpoint."""
+
+
+@contextmanager
+def dying_before_checkpoint(n: int) -> Iterator[list[int]]:
+    """What is done within dies before its `n`-th checkpoint is written, and writes none after it.
+
+    Nodes' results are written before, and stay. Gives a list that is empty as long as it lives.
+    """
+    put, puts = SqliteSaver.put, [0]
+    dead: list[int] = []
+
+    def put_or_die(*args: Any, **kwargs: Any) -> Any:
+        puts[0] += 1
+        if puts[0] >= n:
+            dead.append(n)
+            raise Died(f"before checkpoint {n}")
+        return put(*args, **kwargs)
+
+    SqliteSaver.put = put_or_die  # type: ignore[method-assign]
+    try:
+        yield dead
+    except Exception:
+        if not dead:
+            raise
+    finally:
+        SqliteSaver.put = put  # type: ignore[method-assign]
+
+
 def recorded_about(office: Office, approval: Any) -> Any:
     """What the trail's file holds about an approval, read by a trail of its own."""
     trail = office.learner.Trail(office.folder / "trail.sqlite")
@@ -176,8 +216,8 @@ def is_recorded(
     entry = recorded_about(office, approval)
     made: Any = plain(entry.decision) or {}
     expect_equal(
-        {"decision": {k: made.get(k) for k in decision}, "shown": entry.approval},
-        {"decision": decision, "shown": approval},
+        in_order({"decision": {k: made.get(k) for k in decision}, "shown": entry.approval}),
+        in_order({"decision": decision, "shown": approval}),
         what=f"the trail's entry about {approval.tool}",
         why="Who decided what, when, on which facts: the first questions of every audit.",
         hint="write-it-down",

@@ -659,7 +659,9 @@ class Desk:
         if not state.values:
             raise KeyError(thread_id)
         waiting = self.trail.pending(thread_id)
-        if state.next:
+        # Not `state.next`: it is empty too when a node's result is there, but not yet the
+        # checkpoint that takes it in.
+        if state.tasks:
             tools = ", ".join(approval.tool for approval in waiting)
             text = f"A colleague has to look at this first: {tools or 'one moment, please'}."
             return Run(thread_id, "waiting", text, tuple(a.id for a in waiting))
@@ -677,7 +679,7 @@ class Desk:
             StillWaiting: the thread has begun something that is not finished. Nothing is done.
         """
         with alone(self.folder, thread_id):
-            if self.graph.get_state(self.config(thread_id)).next:
+            if self.graph.get_state(self.config(thread_id)).tasks:
                 raise StillWaiting(thread_id)
             given: Any = {
                 "messages": [HumanMessage(text)],
@@ -771,7 +773,7 @@ class Desk:
         """
         with alone(self.folder, thread_id):
             state = self.graph.get_state(self.config(thread_id))
-            if state.next and not self.trail.pending(thread_id):
+            if state.tasks and not self.trail.pending(thread_id):
                 # Several branches may wait; each is resumed by the id of its interrupt.
                 resume = {waiting.id: True for waiting in state.interrupts}
                 step: Any = Command(resume=resume) if resume else None

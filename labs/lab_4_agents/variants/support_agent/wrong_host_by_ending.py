@@ -236,7 +236,7 @@ def _is_by_strangers(role: Role, shown: Mapping[str, Any]) -> bool:
 
 def _without_links(text: str) -> str:
     def judged(found: re.Match[str]) -> str:
-        link = found[0].rstrip(".,;:!?")
+        link = found[0].rstrip(".,")
         scheme, _, rest = link.partition("://")
         host, slash, path = rest.partition("/")
         good = scheme == "https" and host.endswith(HOSTS) and _PATH.fullmatch(slash + path)

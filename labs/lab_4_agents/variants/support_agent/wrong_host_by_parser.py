@@ -236,7 +236,7 @@ def _is_by_strangers(role: Role, shown: Mapping[str, Any]) -> bool:
 
 def _without_links(text: str) -> str:
     def judged(found: re.Match[str]) -> str:
-        link = found[0].rstrip(".,;:!?")
+        link = found[0].rstrip(".,")
         try:
             parts = urlsplit(link)
             good = parts.scheme == "https" and parts.hostname in HOSTS and "\\" not in link

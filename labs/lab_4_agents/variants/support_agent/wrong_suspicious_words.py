@@ -240,7 +240,7 @@ def _is_by_strangers(_role: Role, shown: Mapping[str, Any]) -> bool:
 
 def _without_links(text: str) -> str:
     def judged(found: re.Match[str]) -> str:
-        link = found[0].rstrip(".,;:!?")
+        link = found[0].rstrip(".,")
         kept = link if _GOOD_LINK.fullmatch(link) else LINK_REMOVED
         return kept + found[0][len(link) :]
 
