@@ -8,7 +8,7 @@ import socket
 from shared.errors import UserError
 
 
-def listen(preferred: int) -> socket.socket:
+def bound_socket(preferred: int) -> socket.socket:
     """A loopback socket at `PORT=`; without that at `preferred`, or where there is room.
 
     Raises:

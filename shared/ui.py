@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from shared.ports import listen
+from shared.ports import bound_socket
 from shared.tracking import own_store
 
 _PREFERRED_PORT = 5000
@@ -19,7 +19,7 @@ def serve_ui(console: Console) -> None:
     Raises:
         UserError: the port that `PORT=` names is in use.
     """
-    with listen(_PREFERRED_PORT) as found:
+    with bound_socket(_PREFERRED_PORT) as found:
         port = found.getsockname()[1]
     console.print(f"MLflow on your own runs: [bold]http://127.0.0.1:{port}[/]  (Ctrl-C stops it)")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from shared.domains.worlds import DOMAINS
 from shared.errors import UserError
 from shared.paths import STATE
-from shared.ports import listen
+from shared.ports import bound_socket
 from shared.review.demo import load_approval, open_demo
 from shared.review.page import Guard, make_page
 
@@ -32,7 +32,7 @@ def serve_review(console: Console, target: str, domain: str, reviewer: str) -> N
     shutil.rmtree(folder, ignore_errors=True)
     reviewer = reviewer or "reviewer"
     desk, world = open_demo(module, folder, domain, reviewers=(reviewer,))
-    with listen(_PREFERRED_PORT) as listener:
+    with bound_socket(_PREFERRED_PORT) as listener:
         guard = Guard(port=listener.getsockname()[1])
         console.print(
             f"Reviewer's page, you are [bold]{reviewer}[/]: {guard.address}", soft_wrap=True
