@@ -1090,7 +1090,8 @@ def test_recorded_assistants_are_judged_and_the_suite_is_kept(learner, domain, d
     figure("  its upper bound", report.difference.high)
     figure(f"right answers lost, of {len(good)}", report.cost.right.gone, reference=lost)
     figure(f"right answers gained, of {len(good)}", report.cost.right.new)
-    figure(f"good questions newly declined, of {len(good)}", declined, reference=declined)
+    new = report.cost.declined.new
+    figure(f"good questions newly declined, of {len(good)}", new, reference=declined)
 
 
 def _is_right(question: Any, answer: str) -> bool:
