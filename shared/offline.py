@@ -37,6 +37,7 @@ OFFLINE_ENV: dict[str, str] = {
     "RAGAS_DO_NOT_TRACK": "true",
     "XDG_DATA_HOME": str(STATE / "share"),  # RAGAS keeps an id of this machine below it
     "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime's, which begins at its import
+    "MPLCONFIGDIR": str(STATE / "cache" / "matplotlib"),  # else ~/.cache; a list of fonts
     "TLDEXTRACT_CACHE": str(STATE / "cache" / "tldextract"),  # else below ~/.cache; Presidio's
     # Agents.
     "CREWAI_DISABLE_TELEMETRY": "true",
