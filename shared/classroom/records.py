@@ -1,0 +1,124 @@
+"""What is known about a class: its submissions, and the verdicts on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from shared.grading.results import LabResult
+
+
+class Record(BaseModel):
+    """A record that does not change once it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Note(Record):
+    """Something seen in a submission that had no effect on its grade.
+
+    Attributes:
+        kind: what it is, in a word or two, e.g. ``"conftest.py"``, ``"symbolic link"``.
+        text: a sentence for the instructor; may quote the submission, so escape it.
+        lab: the lab that it concerns, if one.
+    """
+
+    kind: str
+    text: str
+    lab: int | None = None
+
+
+class Flag(Record):
+    """Evidence that a submission tampered with its own grading; the task scores zero.
+
+    Attributes:
+        task: id of the task.
+        kind: what was noticed, e.g. ``"a check that must fail passed"``.
+        evidence: what was seen, in a sentence; may quote the submission, so escape it.
+    """
+
+    task: str
+    kind: str
+    evidence: str
+
+
+class Learner(Record):
+    """One person of the class.
+
+    Attributes:
+        id: what tells them from the others: of the roster, or the submission's name made safe
+            (letters, digits, ``.``, ``_``, ``-``; at most 80 characters). Fit to name a folder.
+        name: what to call them on pages and in gradebooks.
+        email, section: of the roster, if it has them.
+        external_id: the learning platform's own id of the learner (Canvas `ID`, Moodle `Identifier`).
+    """
+
+    id: str
+    name: str
+    email: str = ""
+    section: str = ""
+    external_id: str = ""
+
+
+class Submission(Record):
+    """What one learner handed in, made safe: plain files only, in a folder of ours.
+
+    Attributes:
+        source: where it came from, as the instructor would name it.
+        labs: number of a lab to a folder that holds the learner's task files of it and nothing
+            but regular ``.py`` files; a lab that is not in it was not handed in.
+        notes: what was found and left out, or had no effect.
+        problem: why nothing of it can be graded, or empty.
+    """
+
+    learner: Learner
+    source: str
+    labs: dict[int, Path]
+    notes: tuple[Note, ...] = ()
+    problem: str = ""
+
+
+class GradedLab(Record):
+    """The verdict on one learner's lab.
+
+    Attributes:
+        result: None when the lab was not handed in, or could not be graded (`problem` says why).
+        flags: evidence of tampering; the tasks they name have no points in `result`.
+        state: ``"graded"``, ``"missing"`` (not handed in) or ``"not_graded"``.
+    """
+
+    learner: str
+    lab: int
+    state: Literal["graded", "missing", "not_graded"]
+    result: LabResult | None = None
+    flags: tuple[Flag, ...] = ()
+    notes: tuple[Note, ...] = ()
+    problem: str = ""
+
+
+class ClassResult(Record):
+    """Everything that is known about a class after grading.
+
+    Attributes:
+        max_scores: number of a lab to the points that it gives at most.
+        graded: one entry for each learner and lab, in the order of learners and labs.
+        sandbox: what held the submissions' code: ``"bubblewrap, warm"``, ``"bubblewrap"``, ``"off"``.
+        complete: False while some of it is not graded yet.
+    """
+
+    learners: tuple[Learner, ...]
+    labs: tuple[int, ...]
+    max_scores: dict[int, int]
+    graded: tuple[GradedLab, ...]
+    submissions: dict[str, Submission]
+    domain: str
+    seed: int
+    sandbox: str
+    complete: bool
+
+    def of(self, learner: str, lab: int) -> GradedLab | None:
+        """The verdict on a learner's lab, if there is one."""
+        found = (g for g in self.graded if (g.learner, g.lab) == (learner, lab))
+        return next(found, None)
