@@ -52,7 +52,7 @@ class Learner(Record):
             (letters, digits, ``.``, ``_``, ``-``; at most 80 characters). Fit to name a folder.
         name: what to call them on pages and in gradebooks.
         email, section: of the roster, if it has them.
-        external_id: the learning platform's own id of the learner (Canvas `ID`, Moodle `Identifier`).
+        external_id: the learning platform's own id (Canvas `ID`, Moodle `Identifier`).
     """
 
     id: str
@@ -104,7 +104,7 @@ class ClassResult(Record):
     Attributes:
         max_scores: number of a lab to the points that it gives at most.
         graded: one entry for each learner and lab, in the order of learners and labs.
-        sandbox: what held the submissions' code: ``"bubblewrap, warm"``, ``"bubblewrap"``, ``"off"``.
+        sandbox: what held the submissions' code, e.g. ``"bubblewrap, warm"``, or ``"off"``.
         complete: False while some of it is not graded yet.
     """
 
