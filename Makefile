@@ -64,6 +64,7 @@ notebooks: setup ## run the notebooks and keep their plots: LAB=N
 	$(LABS) notebooks
 
 test: setup ## prove the project
+	@.venv/bin/python shared/setup/bootstrap.py compress
 	@.venv/bin/python -m pytest
 
 lint: setup ## ruff and mypy

@@ -1,4 +1,4 @@
-"""Whole labs as a person grades them: on vLLM, on the portable engine, and without a network."""
+"""Whole labs as a person grades them: on the portable engine without a network, and on vLLM."""
 
 from __future__ import annotations
 
@@ -27,16 +27,6 @@ def graded(path: Path) -> dict[str, object]:
     return record
 
 
-@each_lab
-def test_the_solution_has_full_marks_on_the_portable_engine(lab: Lab, tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    done = make(f"check-lab-{lab.number}", "TARGET=solution", "ENGINE=portable", f"JSON={path}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert graded(path)["score"] == lab.max_score
-    if lab.engine == "vllm":
-        assert "not proven: vLLM" in done.stdout
-
-
 @pytest.mark.vllm
 @pytest.mark.timeout(1500)  # it may have to install vLLM first
 @pytest.mark.usefixtures("vllm_environment")
@@ -54,15 +44,15 @@ def test_lab_1_s_solution_has_full_marks_on_vllm(tmp_path: Path) -> None:
 def test_the_solution_has_full_marks_without_a_network_and_leaves_the_home_alone(
     lab: Lab, tmp_path: Path
 ) -> None:
-    if not _can_unshare():
-        pytest.skip("this system gives no network namespaces to this user")
     path, home = tmp_path / "result.json", tmp_path / "home"
     home.mkdir()
     make("engine-down")  # one outside the namespace cannot be reached from inside
+    walled = _can_unshare()
     words = f"check-lab-{lab.number} TARGET=solution ENGINE=portable JSON={path}"
-    script = f"ip link set lo up && make {words}; status=$?; make engine-down; exit $status"
+    loopback = "ip link set lo up && " if walled else ""
+    script = f"{loopback}make {words}; status=$?; make engine-down; exit $status"
     done = subprocess.run(
-        [*UNSHARE, "sh", "-c", script],
+        [*(UNSHARE if walled else []), "sh", "-c", script],
         cwd=ROOT,
         env=os.environ | {"HOME": str(home), "MLOPS_LABS_HOME": str(cache_home())},
         capture_output=True,
@@ -72,7 +62,10 @@ def test_the_solution_has_full_marks_without_a_network_and_leaves_the_home_alone
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert graded(path)["score"] == lab.max_score
+    assert ("not proven: vLLM" in done.stdout) == (lab.engine == "vllm")
     assert not [p for p in home.rglob("*") if p.is_file()]
+    if not walled:
+        pytest.skip("full marks, but this system gives this user no network namespace to try in")
 
 
 def _can_unshare() -> bool:
