@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from shared.errors import UserError
+from shared.grading.check import build_environments
+from shared.grading.lab import load_lab
 from shared.paths import ROOT
 
 FOLDER = ROOT / "notebooks"
@@ -22,7 +24,7 @@ def run_notebooks(console: Console, only: str = "") -> int:
     """Run every notebook, or one lab's; 0 when all ran through.
 
     Raises:
-        UserError: there is none of that lab.
+        UserError: there is none of that lab, or what it needs could not be installed.
     """
     sources = sorted(FOLDER.glob(f"lab_{only or '*'}_*.py"))
     if not sources:
@@ -30,6 +32,7 @@ def run_notebooks(console: Console, only: str = "") -> int:
         raise UserError(f"There is no notebook for lab {only}. There are: {known}.")
     failed = 0
     for source in sources:
+        build_environments(load_lab(source.stem.split("_")[1]), None)
         started = time.perf_counter()
         with console.status(f"running {source.name} …"):
             trouble = run_notebook(source, source.with_suffix(".ipynb"))

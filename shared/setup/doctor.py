@@ -119,6 +119,12 @@ def _environments() -> list[Finding]:
             found.append(Finding("note", name, f"half-made; `{target}` finishes it"))
         else:
             found.append(Finding("note", name, f"not there; {needed} needs it: `{target}`"))
+    if (ROOT / ".venv" / ".ready-compress").is_file():
+        found.append(Finding("ok", "Lab 5", "its compression tools are in .venv"))
+    else:
+        found.append(
+            Finding("note", "Lab 5", "`make check-lab-5` adds its tools to .venv (1.3 GB)")
+        )
     return found
 
 
@@ -150,7 +156,8 @@ def _ports() -> Finding:
 
 
 def _network() -> Finding:
-    ready = all((ROOT / name / ".ready").is_file() for name in (".venv", ".venv-engine"))
+    stamps = (".venv/.ready", ".venv/.ready-compress", ".venv-engine/.ready")
+    ready = all((ROOT / stamp).is_file() for stamp in stamps)
     return Finding(
         "ok" if ready else "note",
         "offline",
