@@ -20,8 +20,14 @@ def test_lab_5_s_tools_are_added_without_changing_what_is_there() -> None:
     assert {"torch", "transformers", "llmcompressor"} <= {name for name, _ in compress - labs}
 
 
+def test_a_cluster_s_tools_are_added_without_changing_what_is_there() -> None:
+    labs, classroom = pins("labs"), pins("classroom")
+    assert labs <= classroom
+    assert "ray" in {name for name, _ in classroom - labs}
+
+
 def test_no_set_for_a_cpu_brings_cuda() -> None:
-    for name in ("labs", "compress", "engine-cpu"):
+    for name in ("labs", "compress", "classroom", "engine-cpu"):
         assert not [p for p, _ in pins(name) if p.startswith(("cuda-", "nvidia-cu"))]
 
 

@@ -7,6 +7,7 @@ was cut off is finished by the next run: the stamp is written last.
     python3 shared/setup/bootstrap.py labs
     python3 shared/setup/bootstrap.py engine
     python3 shared/setup/bootstrap.py compress    # what Lab 5 adds to .venv
+    python3 shared/setup/bootstrap.py classroom   # what CLUSTER=ray adds to .venv
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ UV = "uv==0.13.9"  # resolves and installs several times faster than pip
 OLDEST, NEWEST = (3, 11), (3, 13)
 TORCH_CPU = "torch==2.13.0" + ("+cpu" if sys.platform == "linux" else "")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NEED_GIB = {"labs": 5, "compress": 2, "engine-cpu": 6, "engine-gpu": 20}
+NEED_GIB = {"labs": 5, "compress": 2, "classroom": 1, "engine-cpu": 6, "engine-gpu": 20}
 
 
 class SetupError(Exception):
@@ -43,9 +44,12 @@ def main() -> int:
             build_engine()
         elif what == "compress":
             build_compress()
+        elif what == "classroom":
+            build_classroom()
         else:
             raise SetupError(
-                f"Nothing to set up is called {what!r}. There are: labs, engine, compress."
+                f"Nothing to set up is called {what!r}. "
+                "There are: labs, engine, compress, classroom."
             )
     except SetupError as error:
         print(f"\nset-up stopped: {error}", file=sys.stderr)
@@ -80,23 +84,43 @@ def build_labs() -> None:
 
 def build_compress() -> None:
     """Add PyTorch and the compression tools to `.venv`, then make the model that they work on."""
-    folder, requirements = ROOT / ".venv", ROOT / "requirements" / "compress.txt"
-    stamp = _Stamp(folder, [requirements], ".ready-compress")
+    with _adding("compress", "PyTorch and the compression tools (about 1.3 GB, once)") as python:
+        if python is not None:
+            _install_torch_cpu(python)
+            _install_more(python, "compress")
+            _prepare(python, "shared.models", "the model in PyTorch's format")
+
+
+def build_classroom() -> None:
+    """Add to `.venv` what grading over several machines needs."""
+    with _adding("classroom", "Ray (about 0.3 GB, once)") as python:
+        if python is not None:
+            _install_more(python, "classroom")
+
+
+@contextlib.contextmanager
+def _adding(name: str, what: str):  # type: ignore[no-untyped-def]  # a generator; typing it needs 3.9+
+    """While something is added to `.venv`: its Python, or None where there is nothing to do."""
+    folder = ROOT / ".venv"
+    stamp = _Stamp(folder, [ROOT / "requirements" / f"{name}.txt"], f".ready-{name}")
     if stamp.holds():
+        yield None
         return
     with _locked(folder):
         if stamp.holds():
+            yield None
             return
         started = time.monotonic()
-        _require_space("compress")
-        _say("adding PyTorch and the compression tools to .venv (about 1.3 GB, once)")
-        python = folder / "bin" / "python"
-        _install_torch_cpu(python)
-        # The set holds all that the labs' set holds, in the same versions.
-        _install(python, ["--no-deps", "-r", str(requirements)])
-        _prepare(python, "shared.models", "the model in PyTorch's format")
+        _require_space(name)
+        _say(f"adding to .venv: {what}")
+        yield folder / "bin" / "python"
         stamp.write()
         _say(f"ready after {time.monotonic() - started:.0f} s")
+
+
+def _install_more(python: Path, name: str) -> None:
+    # The set holds all that the labs' set holds, in the same versions.
+    _install(python, ["--no-deps", "-r", str(ROOT / "requirements" / f"{name}.txt")])
 
 
 def build_engine() -> None:

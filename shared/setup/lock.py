@@ -20,6 +20,7 @@ _OPTIONS = {
     "compress": ["--universal", "--override", str(_FOLDER / "cpu-overrides.txt")],
     # What Lab 5 adds must not move what is there.
     "labs": ["--universal", "--constraint", str(_FOLDER / "compress.txt")],
+    "classroom": ["--universal", "--constraint", str(_FOLDER / "compress.txt")],
     "engine-cpu": ["--override", str(_FOLDER / "engine-overrides.txt")],
     "engine-gpu": [],
 }
