@@ -1,8 +1,9 @@
 """The grader is right: starters fail, solutions and right variants pass, wrong ones are caught.
 
-The same proof as `make proof`, one test a planned file, on the portable engine; and every
-solution in the other domains (in the default one, test_whole_labs grades it). All cores work
-ahead in the background; each test waits for its own file.
+Of the proof that `make proof` is, on the portable engine, one test a planned file: every starter,
+every right variant, and for each check one wrong variant that it must catch (`make proof` tries
+them all); and every solution in the other domains (in the default one, test_whole_labs grades
+it). All cores work ahead in the background; each test waits for its own file.
 """
 
 from __future__ import annotations
@@ -38,8 +39,22 @@ def trial(lab: Lab, plan: Plan, domain: str = "") -> Trial:
     return Trial(lab, plan, domain, engine, attempts=2)
 
 
+def one_for_each_check(planned: list[tuple[Lab, Plan]]) -> list[tuple[Lab, Plan]]:
+    """Without solutions, and without wrong variants whose check has caught one before them."""
+    kept, caught = [], set[tuple[str, str]]()
+    for lab, plan in planned:
+        check = (plan.task.id, plan.caught_by)
+        if plan.kind == "solution" or (plan.kind == "wrong" and check in caught):
+            continue
+        if plan.kind == "wrong":
+            caught.add(check)
+        kept.append((lab, plan))
+    return kept
+
+
 TRIALS = {
-    f"{p.task.id}-{p.kind}-{p.name}": trial(lab, p) for lab, p in PLANNED if p.kind != "solution"
+    f"{plan.task.id}-{plan.kind}-{plan.name}": trial(lab, plan)
+    for lab, plan in one_for_each_check(PLANNED)
 }
 TRIALS_ELSEWHERE = {
     f"{p.task.id}-{domain}": trial(lab, p, domain)
