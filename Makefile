@@ -2,14 +2,14 @@
 # Options are variables: make check-lab-1 TASK=1.2 TARGET=solution ENGINE=portable SEED=7
 
 PYTHON ?= python3
-LABS = @.venv/bin/python -m shared.cli
+RUN = @.venv/bin/python -m shared.cli
 
 export PORT TASK TARGET DOMAIN ENGINE ENGINE_ENV ENGINE_PORT ENGINE_IDLE SEED JSON LAB MODEL FRESH \
-	JOBS REVIEWER
+	JOBS REVIEWER SUBMISSIONS OUT LABS ROSTER LEARNER SANDBOX CLUSTER AUTHOR ALLOW_DIRTY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-engine doctor progress engine-up engine-status engine-down ui review starters proof \
-	notebooks test lint lock bench clean
+.PHONY: help setup setup-engine doctor progress engine-up engine-status engine-down ui review grade starters \
+	proof notebooks test lint lock bench release release-check clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' Makefile | sed 's/%/N/' | \
@@ -25,43 +25,46 @@ doctor: ## what is there, what is missing, and what that costs you
 	@$(PYTHON) shared/setup/doctor.py
 
 check-lab-%: setup ## grade lab N: TASK=N.M TARGET=starter|solution|PATH DOMAIN= ENGINE= SEED= JSON=PATH
-	$(LABS) check $*
+	$(RUN) check $*
 
 watch-lab-%: setup ## grade lab N again at each save
-	$(LABS) watch $*
+	$(RUN) watch $*
 
 hint-lab-%: setup ## one more hint for the first open task of lab N, or TASK=N.M
-	$(LABS) hint $*
+	$(RUN) hint $*
 
 reset-lab-%: setup ## put lab N's starter back; keeps a dated copy of your files
-	$(LABS) reset $*
+	$(RUN) reset $*
 
 progress: setup ## how far you are
-	$(LABS) progress
+	$(RUN) progress
 
 engine-up: setup ## start the model server, or find it running: ENGINE=vllm|portable
-	$(LABS) engine up
+	$(RUN) engine up
 
 engine-status: setup ## which model servers run, and the end of their logs
-	$(LABS) engine status
+	$(RUN) engine status
 
 engine-down: setup ## stop the model servers
-	$(LABS) engine down
+	$(RUN) engine down
 
 ui: setup ## open the MLflow pages on your own runs
-	$(LABS) ui
+	$(RUN) ui
 
 review: setup ## open Lab 4's reviewer's page on a demo world: TARGET= DOMAIN= REVIEWER= PORT=
-	$(LABS) review
+	$(RUN) review
+
+grade: setup ## grade a class in a sandbox: SUBMISSIONS= OUT= LABS=1,3 ROSTER= LEARNER= DOMAIN= SEED= JOBS=
+	$(RUN) grade
 
 starters: setup ## derive the starters from the solutions (for authors)
-	$(LABS) starters
+	$(RUN) starters
 
 proof: setup ## prove the graders with solutions and with right and wrong variants: LAB=N TASK=N.M JOBS=N
-	$(LABS) proof
+	$(RUN) proof
 
 notebooks: setup ## run the notebooks and keep their plots: LAB=N
-	$(LABS) notebooks
+	$(RUN) notebooks
 
 test: setup ## prove the project
 	@.venv/bin/python shared/setup/bootstrap.py compress
@@ -71,10 +74,16 @@ lint: setup ## ruff and mypy
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
 lock: setup ## resolve requirements/*.in anew (for authors)
-	$(LABS) lock
+	$(RUN) lock
 
 bench: setup ## measure what the project promises: LAB=N
-	$(LABS) bench
+	$(RUN) bench
+
+release: setup ## make the learner's edition, a git repository without solutions: OUT=FOLDER ALLOW_DIRTY=1 AUTHOR=
+	$(RUN) release
+
+release-check: setup ## prove that a learner's edition gives nothing away, its history included: OUT=FOLDER
+	$(RUN) release-check
 
 clean: ## remove what can be made again; keeps your work, results and backups
 	@$(PYTHON) shared/setup/clean.py

@@ -78,6 +78,8 @@ def run_bench(console: Console, only: str = "") -> None:
         measure("throughput", lambda: _throughput(console))
     for lab in labs:
         measure(f"lab {lab.number}", lambda lab=lab: _grading(lab))  # type: ignore[misc]
+    if only in ("", "2"):
+        measure("a class of thirty", lambda: _class(console))
     if not only:
         measure("make test", _tests)
     console.print(_table(figures))
@@ -231,6 +233,25 @@ def _throughput(console: Console) -> Iterator[Figure]:
         yield Figure(
             f"transformers generate: one static batch of {size}", speed, "tokens/s", note=where
         )
+
+
+def _class(console: Console) -> Iterator[Figure]:
+    """Grading thirty learners of Lab 2 in sandboxes, beside one pytest after the other without."""
+    from shared.classroom.bench import THIRTY, measure_class
+
+    measured = measure_class(THIRTY)
+    mix = ", ".join(f"{kind.learners} with {kind.name}" for kind in THIRTY)
+    yield Figure("a class of thirty, lab 2: make grade", measured.grade, "s", note=mix)
+    each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in measured.pytest_each.items())
+    yield Figure(
+        "the same: pytest for each in turn",
+        measured.pytest,
+        "s",
+        note=f"run on one learner of each kind, times their number: {each}",
+    )
+    yield Figure(
+        "make grade against pytest in turn", measured.ratio, "x", 10, f"{measured.cores} cores"
+    )
 
 
 def _tests() -> Iterator[Figure]:

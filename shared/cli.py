@@ -149,6 +149,43 @@ def review(
 
 
 @app.command()
+def grade(
+    submissions: Annotated[str, typer.Option(envvar="SUBMISSIONS", help="The class's work.")] = "",
+    out: Annotated[str, typer.Option(envvar="OUT", help="Where the gradebook goes.")] = "",
+    labs: Annotated[str, typer.Option(envvar="LABS", help="Labs' numbers, e.g. 1,3.")] = "",
+    domain: Domain = "",
+    engine: EngineOption = "",
+    seed: Seed = "",
+    roster: Annotated[str, typer.Option(envvar="ROSTER", help="A CSV of the class.")] = "",
+    learner: Annotated[str, typer.Option(envvar="LEARNER", help="Only these ids, by comma.")] = "",
+    fresh: Annotated[str, typer.Option(envvar="FRESH", help="1: grade anew.")] = "",
+    sandbox: Annotated[str, typer.Option(envvar="SANDBOX", help="off: without any wall.")] = "",
+    jobs: Annotated[str, typer.Option(envvar="JOBS", help="How many tasks at once.")] = "",
+    cluster: Annotated[str, typer.Option(envvar="CLUSTER", help="ray: on many machines.")] = "",
+) -> None:
+    """Grade a class's submissions in a sandbox. Exit status 0 when all of it is graded."""
+    from shared.classroom.grade import grade as grade_the_class
+
+    raise typer.Exit(
+        grade_the_class(
+            console,
+            submissions,
+            out,
+            labs=labs,
+            domain=domain,
+            engine=engine,
+            seed=seed,
+            roster=roster,
+            learner=learner,
+            fresh=fresh == "1",
+            sandbox=sandbox,
+            jobs=jobs,
+            cluster=cluster,
+        )
+    )
+
+
+@app.command()
 def starters() -> None:
     """Derive the starters from the solutions."""
     from shared.grading import starters as derived
@@ -188,6 +225,32 @@ def lock() -> None:
     from shared.setup.lock import lock_all
 
     lock_all(console)
+
+
+@app.command()
+def release(
+    out: Annotated[str, typer.Option(envvar="OUT", help="Where the edition goes.")] = "",
+    author: Annotated[str, typer.Option(envvar="AUTHOR", help="Name <mail>, of the commit.")] = "",
+    allow_dirty: Annotated[
+        str, typer.Option(envvar="ALLOW_DIRTY", help="1: take what is not committed too.")
+    ] = "",
+) -> None:
+    """Make the learner's edition, and prove that it gives nothing away."""
+    from shared.paths import ROOT
+    from shared.release.build import make_release
+
+    raise typer.Exit(make_release(console, ROOT, out, author, allow_dirty == "1"))
+
+
+@app.command()
+def release_check(
+    out: Annotated[str, typer.Option(envvar="OUT", help="The edition's folder.")] = "",
+) -> None:
+    """Prove that a learner's edition gives nothing away."""
+    from shared.paths import ROOT
+    from shared.release.leaks import check_release
+
+    raise typer.Exit(check_release(console, ROOT, out))
 
 
 @app.command()

@@ -24,11 +24,12 @@ from tests.conftest import SOLUTION, SmallLab
 
 TARGETS = (
     "setup doctor check-lab-N watch-lab-N hint-lab-N reset-lab-N progress engine-up engine-status "
-    "engine-down ui review starters proof notebooks test bench clean"
+    "engine-down ui review grade starters proof notebooks test bench release release-check "
+    "clean"
 )
 OPTIONS = (
     *("TASK", "TARGET", "DOMAIN", "ENGINE", "SEED", "JSON", "LAB", "FRESH", "MODEL", "REVIEWER"),
-    *("PORT", "JOBS"),
+    *("PORT", "JOBS", "SUBMISSIONS", "OUT", "LABS", "ROSTER", "LEARNER", "SANDBOX"),
 )
 
 

@@ -29,7 +29,7 @@ from functools import lru_cache
 
 from shared.assistant.assistant import Answer, Context
 from shared.assistant.defence import leaked
-from shared.assistant.disguises import DISGUISES, FAULTS, Case, Fault
+from shared.assistant.disguises import DISGUISES, FAULTS, OPEN, Case, Fault
 from shared.assistant.records import DOMAINS, Document, Domain, Split
 from shared.assistant.styles import STYLES, Desk, Draft, worded
 
@@ -171,8 +171,10 @@ def labelled_assistants(
     for number, style in enumerate(STYLES):
         plan.append((None, style, "open" if number % 2 == 0 else "held_out"))
     for fault in FAULTS:
-        for number, disguise in enumerate(DISGUISES[fault]):
-            plan.append((fault, disguise, "open" if number < 3 else "held_out"))
+        disguises = list(DISGUISES[fault])
+        plan += [(fault, d, "open") for d in disguises[:OPEN]]
+        # The learner's edition has no more than the open ones: they stand in, drawn anew.
+        plan += [(fault, d, "held_out") for d in disguises[OPEN:] or disguises]
     rng.shuffle(plan)
     made = [
         LabelledAssistant(

@@ -32,6 +32,10 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 
+OPEN = 3
+"""So many disguises of each fault are open; the others are held out."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One question on its way to a bad answer."""
@@ -556,6 +560,6 @@ DISGUISES: Mapping[Fault, Mapping[str, Disguise]] = {
         "half": _off_half,
     },
 }
-"""Each fault's disguises: the first three are open, the others held out.
+"""Each fault's disguises: the first `OPEN` ones are open, the others held out.
 
 What only a question about a customer or a planted document brings to light is held out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -120,5 +121,8 @@ class ClassResult(Record):
 
     def of(self, learner: str, lab: int) -> GradedLab | None:
         """The verdict on a learner's lab, if there is one."""
-        found = (g for g in self.graded if (g.learner, g.lab) == (learner, lab))
-        return next(found, None)
+        return self._by_learner_and_lab.get((learner, lab))
+
+    @cached_property
+    def _by_learner_and_lab(self) -> dict[tuple[str, int], GradedLab]:
+        return {(g.learner, g.lab): g for g in self.graded}

@@ -185,19 +185,20 @@ def build_environments(lab: Lab, wanted: Wanted | None) -> None:
     Raises:
         UserError: it could not be installed.
     """
-    if lab.extra and not _installed(lab.extra):
+    if lab.extra and not installed(lab.extra):
         raise UserError(
             f"What Lab {lab.number} needs could not be installed (the reason is above). Run this "
             "again when it is mended."
         )
-    if wanted is not None and wanted.name == "vllm" and not _installed("engine"):
+    if wanted is not None and wanted.name == "vllm" and not installed("engine"):
         raise UserError(
             "vLLM could not be installed (the reason is above). Run this again when it is "
             "mended, or add ENGINE=portable to be graded without vLLM."
         )
 
 
-def _installed(what: str) -> bool:
+def installed(what: str) -> bool:
+    """Have set-up install what is not there yet; whether it is there now."""
     bootstrap = ROOT / "shared" / "setup" / "bootstrap.py"
     return subprocess.run([sys.executable, str(bootstrap), what], check=False).returncode == 0
 

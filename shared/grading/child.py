@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,13 +43,21 @@ def preload(modules: list[str]) -> None:
             importlib.import_module(name)
 
 
-def run_checks(spec: ChildSpec, event_fd: int, output_fd: int, stack_fd: int) -> int:
+def run_checks(
+    spec: ChildSpec,
+    event_fd: int,
+    output_fd: int,
+    stack_fd: int,
+    *,
+    plugins: Sequence[object] = (),
+) -> int:
     """Run the checks that `spec` names; return pytest's exit status.
 
     Args:
         event_fd: where the plugin writes its events.
         output_fd: a file that takes what the learner's code prints.
         stack_fd: a file that takes the stack when the runner asks for it.
+        plugins: further pytest plugins.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -80,7 +89,8 @@ def run_checks(spec: ChildSpec, event_fd: int, output_fd: int, stack_fd: int) ->
                 "-c", str(Path(__file__).with_name("checks.ini")),
                 "--rootdir", spec.lab_folder,
                 "--basetemp", str(Path(spec.scratch) / "tmp"),
-            ]
+            ],
+            plugins=plugins,
         )
     )  # fmt: skip
 

@@ -32,10 +32,13 @@ from shared.grading.target import Target, target_from_environment
 from shared.tracking import Store, make_empty_store
 
 EVENT_FD = "LABS_EVENT_FD"
+REPORTER = "labs-reporter"
 _STARTED = pytest.StashKey[float]()
 _REPORTED = pytest.StashKey[bool]()
 _FIGURES = pytest.StashKey[list[dict[str, Any]]]()
 _CALLS: list[str] = []
+_RETURNED: list[Callable[[str, Any], None]] = []
+"""Who is shown what the learner's functions return."""
 
 
 class LearnerModule:
@@ -60,7 +63,7 @@ class LearnerModule:
         def called(*args: Any, **kwargs: Any) -> Any:
             _CALLS.append(_describe_call(name, args, kwargs))
             try:
-                return value(*args, **kwargs)
+                returned = value(*args, **kwargs)
             except TypeError as error:
                 if error.__traceback__ is None or error.__traceback__.tb_next is not None:
                     raise
@@ -69,6 +72,9 @@ class LearnerModule:
                     expected=f"{name} to take the arguments that the starter's signature names",
                     why="Its callers pass them by these names.",
                 ) from None
+            for look in _RETURNED:
+                look(name, returned)
+            return returned
 
         called.__name__, called.__doc__ = name, value.__doc__
         called.__wrapped__ = value  # type: ignore[attr-defined]
@@ -152,7 +158,8 @@ def pytest_configure(config: pytest.Config) -> None:
         terminal = config.pluginmanager.get_plugin("terminalreporter")
         if terminal is not None:
             config.pluginmanager.unregister(terminal)
-        config.pluginmanager.register(_Reporter(int(os.environ[EVENT_FD])), "labs-reporter")
+        # Taken out again: no child of a check should have it, nor the learner's code.
+        config.pluginmanager.register(Reporter(int(os.environ.pop(EVENT_FD))), REPORTER)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -165,14 +172,23 @@ def is_live(item: pytest.Item) -> bool:
     return "engine" in getattr(item, "fixturenames", ())
 
 
-class _Reporter:
-    """Writes one JSON line an event to the runner's pipe."""
+class Reporter:
+    """Writes one JSON line an event to the runner's pipe.
+
+    Attributes:
+        seal: gives what every line carries besides its event.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._process = os.getpid()
+        self.seal: Callable[[], dict[str, Any]] = dict
 
     def send(self, event: str, **data: Any) -> None:
-        line = json.dumps({"event": event, **data}) + "\n"
+        """Write an event, whole. In a copy of the process that a check forked, write nothing."""
+        if os.getpid() != self._process:
+            return
+        line = json.dumps({"event": event, **data, **self.seal()}) + "\n"
         view = memoryview(line.encode())
         while view:
             view = view[os.write(self._fd, view) :]

@@ -34,6 +34,7 @@ STARTUP_LIMIT = 90.0
 """Seconds until the first check must have begun: imports on a slow disk, and the learner's own."""
 _POLL = 0.1
 _PRINTED_SHOWN = 4000
+_LONGEST_EVENT = 2**22
 _FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$')
 
 
@@ -88,17 +89,20 @@ class ChecksProcess:
         ):
             read_fd, write_fd = os.pipe()
             try:
-                run = self._start(spec, write_fd, output.fileno(), stack.fileno())
+                run = self._start(spec, target, write_fd, output.fileno(), stack.fileno())
             finally:
                 os.close(write_fd)
             try:
-                listener = _Listener(run, read_fd, output.fileno(), stack.fileno(), target)
+                listener = self._listener(run, read_fd, output.fileno(), stack.fileno(), target)
                 return listener.listen(on_outcome)
             finally:
                 os.close(read_fd)
                 run.end()
 
-    def _start(self, spec: ChildSpec, events: int, output: int, stack: int) -> _Run:
+    def _listener(self, run: Run, events: int, output: int, stack: int, target: Target) -> Listener:
+        return Listener(run, events, output, stack, target)
+
+    def _start(self, spec: ChildSpec, target: Target, events: int, output: int, stack: int) -> Run:
         if sys.platform != "linux":
             return _spawn(spec, events, output, stack)
         if self._worker is None or self._worker.poll() is not None:
@@ -107,7 +111,7 @@ class ChecksProcess:
         assert self._worker is not None
         message = spec.model_dump_json().encode()
         socket.send_fds(self._control, [message], [events, output, stack])
-        return _Run(self._next_message()["pid"], self._worker.pid, self._next_message)
+        return Run(self._next_message()["pid"], self._worker.pid, self._next_message)
 
     def _start_worker(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -133,7 +137,7 @@ class ChecksProcess:
         return message
 
 
-class _Run:
+class Run:
     """One child process."""
 
     def __init__(
@@ -145,10 +149,16 @@ class _Run:
         self._exit: int | None = None
 
     def signal(self, number: int) -> None:
+        """Send the child a signal."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    def ended(self) -> bool:
+        """Whether it is known to have ended; its events need not have been read yet."""
+        return False
+
     def kill(self) -> None:
+        """End the child and its process group."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -162,7 +172,7 @@ class _Run:
         return self._exit
 
 
-class _SpawnedRun(_Run):
+class _SpawnedRun(Run):
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         super().__init__(process.pid, process.pid, dict)
         self._process = process
@@ -173,7 +183,7 @@ class _SpawnedRun(_Run):
         return self._process.wait()
 
 
-def _spawn(spec: ChildSpec, events: int, output: int, stack: int) -> _Run:
+def _spawn(spec: ChildSpec, events: int, output: int, stack: int) -> Run:
     command = [sys.executable, "-m", "shared.grading.child"]
     command += [str(events), str(output), str(stack), spec.model_dump_json()]
     return _SpawnedRun(
@@ -183,11 +193,11 @@ def _spawn(spec: ChildSpec, events: int, output: int, stack: int) -> _Run:
     )
 
 
-class _Listener:
+class Listener:
     """Follows one run's events and keeps its time."""
 
     def __init__(
-        self, run: _Run, events_fd: int, output_fd: int, stack_fd: int, target: Target
+        self, run: Run, events_fd: int, output_fd: int, stack_fd: int, target: Target
     ) -> None:
         self._run = run
         self._fd = events_fd
@@ -203,6 +213,7 @@ class _Listener:
         self._broken = ""
 
     def listen(self, on_outcome: Callable[[CheckOutcome], None]) -> RunEnd:
+        """Follow the run until its checks are through, it has ended, or it is over a limit."""
         buffer = b""
         os.set_blocking(self._fd, False)
         with selectors.DefaultSelector() as selector:
@@ -215,6 +226,11 @@ class _Listener:
                     *lines, buffer = (buffer + data).split(b"\n")
                     for line in lines:
                         self._take(line, on_outcome)
+                    if len(buffer) > _LONGEST_EVENT:  # no event is: not ours
+                        self._take(buffer, on_outcome)
+                        buffer = b""
+                elif self._run.ended():
+                    break
                 stopped = self._overrun()
                 if stopped is not None:
                     self._outcomes.append(stopped)
@@ -307,7 +323,7 @@ class _Listener:
             if now and now == size:
                 break
             size = now
-        frames = []
+        frames: list[Frame] = []
         for line in os.pread(self._stack_fd, 1 << 20, 0).decode(errors="replace").splitlines():
             match = _FRAME.match(line)
             if match and self._target.owns(Path(match["file"])):
@@ -317,7 +333,7 @@ class _Listener:
                         file=self._target.display(path),
                         line=number,
                         function=match["function"],
-                        code=_source_line(path, number),
+                        code=_source_line(self._target.on_host(path), number),
                     )
                 )
         return frames[::-1]

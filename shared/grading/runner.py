@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from shared.edition import edition_not_proven
 from shared.errors import UserError
 from shared.grading.child import ChildSpec
 from shared.grading.events import CheckOutcome
@@ -111,10 +112,16 @@ class Runner:
 
     Args:
         jobs: how many tasks may be graded at once.
+        process: makes what runs the checks; a sandboxed one for other people's code.
     """
 
-    def __init__(self, store: ResultStore | None = None, jobs: int = 1) -> None:
-        self._processes = [ChecksProcess() for _ in range(jobs)]
+    def __init__(
+        self,
+        store: ResultStore | None = None,
+        jobs: int = 1,
+        process: Callable[[], ChecksProcess] = ChecksProcess,
+    ) -> None:
+        self._processes = [process() for _ in range(jobs)]
         self._store = store
 
     def __enter__(self) -> Runner:
@@ -328,7 +335,10 @@ class _Run:
             expected_checks=len(expected),
             engine=self.engine_kind if task.id in self._asked else None,
             seed=self._grading.seed,
-            not_proven=[*self._grading.not_proven, *self.not_proven] if live else [],
+            not_proven=[
+                *([*self._grading.not_proven, *self.not_proven] if live else []),
+                *edition_not_proven(self._grading.lab, task),
+            ],
         )
 
     def _run(
@@ -434,7 +444,7 @@ def _next(tasks: Iterator[Task], taking: threading.Lock) -> Task | None:
 
 
 def _target_argument(target: Target) -> Path:
-    return target.replaced[0][1] if target.replaced else target.folder
+    return target.replaced[0][1] if target.replaced else target.seen_at or target.folder
 
 
 def _fingerprint(grading: Grading, task: Task) -> str:

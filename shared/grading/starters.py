@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shared.edition import PRISTINE
 from shared.errors import UserError
 from shared.grading.lab import Lab, Task
 
@@ -26,9 +27,13 @@ class StarterError(UserError):
 def derive(lab: Lab) -> dict[str, str]:
     """The starter's files: name and text.
 
+    The learner's edition has no solutions. There the starters lie in `pristine/` as they were.
+
     Raises:
         StarterError: a symbol of `lab.toml` is not in the solution, or a draft is missing.
     """
+    if (pristine := lab.folder / PRISTINE).is_dir():
+        return {p.name: p.read_text(encoding="utf-8") for p in sorted(pristine.glob("*.py"))}
     tasks = {task.file: task for task in lab.tasks}
     files = {}
     for path in sorted((lab.folder / "solution").glob("*.py")):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from shared.edition import PRISTINE
 from shared.errors import UserError
 from shared.paths import ROOT
 
@@ -27,11 +28,13 @@ class Target:
         label: what to call it in reports.
         folder: where its files are.
         replaced: file names that come from elsewhere, with that place.
+        seen_at: where the checks see `folder`, if they run in a sandbox that shows it elsewhere.
     """
 
     label: str
     folder: Path
     replaced: tuple[tuple[str, Path], ...] = ()
+    seen_at: Path | None = None
 
     @property
     def import_path(self) -> tuple[Path, ...]:
@@ -44,7 +47,16 @@ class Target:
 
     def owns(self, path: Path) -> bool:
         """Whether a traceback's file is the learner's."""
-        return path.is_relative_to(self.folder) or any(path == p for _, p in self.replaced)
+        if ".." in path.parts:  # the name may come from the code under grading
+            return False
+        folder = self.seen_at or self.folder
+        return path.is_relative_to(folder) or any(path == p for _, p in self.replaced)
+
+    def on_host(self, path: Path) -> Path:
+        """Where a file that the checks saw at `path` lies outside a sandbox."""
+        if self.seen_at is not None and path.is_relative_to(self.seen_at):
+            return self.folder / path.relative_to(self.seen_at)
+        return path
 
     def display(self, path: Path) -> str:
         """`path` as a person would name it."""
@@ -87,10 +99,12 @@ def resolve_target(wanted: str, lab_folder: Path) -> Target:
 
 
 def _single_file(path: Path, lab_folder: Path) -> Target:
-    names = {p.name for p in (lab_folder / "solution").glob("*.py")}
+    pristine = lab_folder / PRISTINE
+    others = pristine if pristine.is_dir() else lab_folder / "solution"
+    names = {p.name for p in others.glob("*.py")}
     for name in (path.name, f"{path.parent.name}.py"):
         if name in names:
-            return Target(str(_short(path)), lab_folder / "solution", ((name, path),))
+            return Target(str(_short(path)), others, ((name, path),))
     raise TargetError(
         f"{path.name} stands for none of the lab's files. Name it like one of them "
         f"({', '.join(sorted(names))}) or put it in a folder named like one without .py."

@@ -1,0 +1,1 @@
+"""The learner's edition: what goes in (`edition`), how it is made (`build`), a proof (`leaks`)."""
