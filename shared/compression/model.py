@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def linear_weight(name: str) -> Floats:
 def layer_inputs(names: Sequence[str], windows: Tokens) -> dict[str, Floats]:
     """What linear layers are given when the model reads the windows.
 
+    The model runs only as far as the last of them, so early layers cost little.
+
     Returns:
         name to float32, (tokens, in_features); row t of each belongs to the same token.
 
@@ -81,6 +84,8 @@ def layer_inputs(names: Sequence[str], windows: Tokens) -> dict[str, Floats]:
         def hook(_: Any, inputs: tuple[Any, ...]) -> None:
             flat = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
             seen[name].append(flat.to(torch.float32).numpy().copy())
+            if len({len(parts) for parts in seen.values()}) == 1:
+                raise _SeenAll
 
         return hook
 
@@ -88,8 +93,13 @@ def layer_inputs(names: Sequence[str], windows: Tokens) -> dict[str, Floats]:
     try:
         with torch.inference_mode():
             for window in windows:
-                original()(torch.from_numpy(window)[None])
+                with suppress(_SeenAll):
+                    original()(torch.from_numpy(window)[None])
     finally:
         for hook in hooks:
             hook.remove()
     return {name: np.concatenate(parts) for name, parts in seen.items()}
+
+
+class _SeenAll(Exception):
+    """Every layer that was asked about has been given its inputs."""
