@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,7 @@ from shared.paths import ROOT, STATE
 _TRIES = 3
 """How many actors may die of one piece of work before it is given up."""
 _JOIN_LIMIT_S = 120.0
+_ANSWER_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,6 @@ class Grader:
         graded = self._worker.grade(work, self._live)
         return graded.result.model_dump_json(), [f.model_dump_json() for f in graded.flags]
 
-    def process(self) -> int:
-        """The actor's process id, on its machine."""
-        return os.getpid()
-
     def _with(self, parcel: Parcel) -> GradedWith:
         key = (parcel.lab, parcel.seed, parcel.domain, parcel.engine, parcel.not_proven)
         if key not in self._graded_with:
@@ -120,7 +118,6 @@ class ClusterPool:
         walled: whether submissions' code is held in a sandbox; every machine needs bubblewrap then.
         jobs: how many actors; as many as the cluster has cores, if 0.
         keep: called with each verdict, one at a time.
-        started: told the process ids of the actors, for whoever wants to watch them.
     """
 
     def __init__(
@@ -129,7 +126,6 @@ class ClusterPool:
         walled: bool,
         jobs: int,
         keep: Callable[[Graded], None],
-        started: Callable[[list[int]], None] = lambda _: None,
     ) -> None:
         self._waiting: dict[str, list[Work]] = {}
         for piece in work:
@@ -139,7 +135,6 @@ class ClusterPool:
         self._walled = walled
         self._jobs = jobs
         self._keep = keep
-        self._started = started
 
     def run(self) -> None:
         """Grade everything.
@@ -157,7 +152,6 @@ class ClusterPool:
             ]
             stack.callback(lambda: [ray.kill(g) for g in graders])
             self._same_labs(ray, graders)
-            self._started(ray.get([g.process.remote() for g in graders]))
             running: dict[Any, tuple[int, Work]] = {}
             last = [""] * len(graders)
             for place in range(len(graders)):
@@ -250,6 +244,8 @@ def cluster(jobs: int) -> Iterator[Any]:
         raise UserError(
             "CLUSTER=ray needs Ray, which is not there: python3 shared/setup/bootstrap.py classroom"
         ) from error
+    if address:
+        _must_answer(address)
     scratch = Path(tempfile.mkdtemp(prefix="labs-ray-"))
     here: dict[str, Any] = {
         "num_cpus": jobs or os.cpu_count(),
@@ -274,6 +270,20 @@ def cluster(jobs: int) -> Iterator[Any]:
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _must_answer(address: str) -> None:
+    """Ray itself would try for ten minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_LIMIT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at RAY_ADDRESS={address} ({error}). `ray status` on its head "
+            "shows whether it is up; without RAY_ADDRESS one is started on this machine."
+        ) from error
 
 
 def _packed(lab: Lab) -> str:
