@@ -52,7 +52,7 @@ RULES: tuple[Rule, ...] = (
             "labs/*/lab.toml",
             "labs/*/starter/*",
             "labs/*/images/*",
-            "labs/lab_2_drift/bench_scale.py",
+            "labs/*/bench_*.py",
             "notebooks/*",
         ),
     ),
@@ -176,7 +176,10 @@ EDITED: Mapping[str, edits.Edit] = {
     "shared/review/demo.py": edits.rewritten(
         (r'(\{error\}\.) "\s*"TARGET=solution shows it with the reference\."', r'\1"')
     ),
-    "labs/lab_2_drift/bench_scale.py": edits.replaced(
+    "shared/bench.py": edits.dropped(
+        r' {4}if only in \("", "2"\):\n {8}measure\("a class.*\n', r"def _class\((?:.*\n)*?(?=def )"
+    ),
+    "labs/*/bench_*.py": edits.replaced(
         ('default="solution", help="solution, starter or', 'default="starter", help="starter or')
     ),
     "shared/assistant/README.md": edits.rewritten(

@@ -1,0 +1,217 @@
+"""Task 5.2: calibration, or how far a grid for activations should reach.
+
+Weights are known before the model is served, activations are not: the grid on which they will be
+rounded is chosen beforehand, from a few texts. An observer sees the activations of one layer batch
+by batch, keeps little of them, and then says how far the grid should reach, by three rules. Where a
+few channels are much larger than the others, no reach is good; smoothing moves their size into the
+weights first.
+
+All grids here are symmetric, one for the whole activation matrix (per tensor, static). A layer's
+`inputs` are (tokens, in_features), its `weight` is (out_features, in_features), its output is
+``inputs @ weight.T``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+CLIP_RATIOS = tuple(n / 100 for n in range(1, 101))
+"""Reaches that `mse_limit` tries, as shares of the largest magnitude."""
+
+ALPHAS = tuple(n / 10 for n in range(11))
+"""Strengths of smoothing that `choose_alpha` tries unless told otherwise."""
+
+WEIGHT_BITS = 8
+
+
+def fake_quantize(values: ArrayLike, limit: ArrayLike, bits: int) -> Floats:
+    """The values rounded to a symmetric grid that ends at `limit`, as floats: float64.
+
+    The grid has ``2**(bits - 1) - 1`` steps on each side of 0. Values beyond it go to its end. A
+    limit of 0 leaves nothing but 0. `limit` may be an array that broadcasts, such as one a row.
+    """
+    exact = np.asarray(values, dtype=np.float64)
+    steps = 2 ** (bits - 1) - 1
+    scale = np.asarray(limit, dtype=np.float64) / steps
+    codes = np.rint(exact / np.where(scale > 0, scale, 1.0))
+    return np.asarray(np.clip(codes, -steps, steps) * scale)
+
+
+class ActivationObserver:
+    """Sees one layer's activations batch by batch, and proposes how far their grid should reach.
+
+    It keeps no batch: whatever it has seen, it holds at most 1 MiB. The order of the batches, and
+    where one ends, make no difference.
+
+    What the rules promise holds for magnitudes from 1e-30 to 1e30 in one stream (smaller ones may
+    count as 0), so bins of equal width will not do. One way to get there: count values in bins
+    whose width is a fixed share of the magnitude. The upper 16 bits of a float32 magnitude, which
+    are those of a bfloat16, number 128 such bins for each power of two, 32,640 in all.
+    """
+
+    def __init__(self) -> None:
+        """Has seen nothing yet."""
+        raise NotImplementedError("Task 5.2: write ActivationObserver.__init__")
+
+    def update(self, batch: ArrayLike) -> None:
+        """Take a batch into account.
+
+        Args:
+            batch: (tokens, in_features), any float type. One without tokens changes nothing.
+
+        Raises:
+            ValueError: a value is NaN or infinite, or the number of features is not that of the
+                batches before (the message names both numbers). The observer stays as it was.
+        """
+        raise NotImplementedError("Task 5.2: write ActivationObserver.update")
+
+    def merge(self, other: ActivationObserver) -> None:
+        """Take into account all that `other` has seen, which itself does not change.
+
+        Raises:
+            ValueError: the numbers of features differ; the message names both. Nothing has changed.
+        """
+        raise NotImplementedError("Task 5.2: write ActivationObserver.merge")
+
+    def channel_max(self) -> Floats:
+        """The largest magnitude of each input channel: (in_features,).
+
+        Raises:
+            ValueError: nothing has been seen.
+        """
+        raise NotImplementedError("Task 5.2: write ActivationObserver.channel_max")
+
+    def max_limit(self) -> float:
+        """The largest magnitude of all.
+
+        Raises:
+            ValueError: nothing has been seen.
+        """
+        raise NotImplementedError("Task 5.2: write ActivationObserver.max_limit")
+
+    def percentile_limit(self, percentile: float) -> float:
+        """The least magnitude that `percentile` per cent of all values do not exceed.
+
+        Of n values seen, whichever batch they came in, it is the magnitude at place
+        ``ceil(percentile / 100 * n)`` in rising order, within 1 % of it.
+
+        Raises:
+            ValueError: nothing has been seen, or `percentile` is not above 0 and at most 100.
+        """
+        raise NotImplementedError("Task 5.2: write ActivationObserver.percentile_limit")
+
+    def mse_limit(self, bits: int) -> float:
+        """The limit that rounds all values seen with the least mean squared error.
+
+        Candidates are `CLIP_RATIOS` times `max_limit`. The error of each counts both what is
+        rounded (`fake_quantize`, `bits`) and what is cut off beyond the limit. The error of what is
+        returned is at most 5 % above the best candidate's.
+
+        Raises:
+            ValueError: nothing has been seen.
+        """
+        raise NotImplementedError("Task 5.2: write ActivationObserver.mse_limit")
+
+
+def smoothing_scales(channel_max: ArrayLike, weight: ArrayLike, alpha: float) -> Floats:
+    """How much of each input channel's size moves into the weights: SmoothQuant's scales.
+
+    ``channel_max[j] ** alpha / max |weight[:, j]| ** (1 - alpha)``: with alpha 1 all channels of
+    the inputs become equally large, with alpha 0 all columns of the weight. A channel whose inputs
+    or whose weights are all 0 has the scale 1.
+
+    Args:
+        channel_max: (in_features,), from `ActivationObserver.channel_max`.
+        weight: (out_features, in_features).
+        alpha: 0 to 1.
+
+    Returns:
+        (in_features,): positive and finite.
+
+    Raises:
+        ValueError: alpha is not from 0 to 1.
+
+    Source: Xiao et al., SmoothQuant, 2023, equation 4.
+    """
+    raise NotImplementedError("Task 5.2: write smoothing_scales")
+
+
+def migrate(inputs: ArrayLike, weight: ArrayLike, scales: ArrayLike) -> tuple[Floats, Floats]:
+    """Inputs and weight after smoothing: other numbers, the same output.
+
+    The inputs are divided by the scales, channel by channel; the weight makes up for it.
+
+    Returns:
+        Smoothed inputs and smoothed weight, of the shapes given.
+    """
+    raise NotImplementedError("Task 5.2: write migrate")
+
+
+def output_error(
+    inputs: ArrayLike,
+    weight: ArrayLike,
+    limit: float,
+    *,
+    bits: int = 8,
+    scales: ArrayLike | None = None,
+) -> float:
+    """How wrong a layer's output is once it computes on grids: a relative error.
+
+    The norm (root of the sum of squares) of the difference between both outputs, divided by that of
+    the exact one; 0 where the exact one is 0 throughout.
+
+    On grids, the inputs are rounded with `bits` up to `limit`, whatever they hold; each row of the
+    weight is rounded with `WEIGHT_BITS` up to its own largest magnitude. With `scales`, inputs and
+    weight are smoothed first, and `limit` is that of the smoothed inputs.
+    """
+    raise NotImplementedError("Task 5.2: write output_error")
+
+
+@dataclass(frozen=True)
+class AlphaChoice:
+    """What came of trying strengths of smoothing.
+
+    Attributes:
+        alpha: the strength to use; None: do not smooth.
+        unsmoothed: `output_error` without smoothing.
+        errors: alpha to `output_error` with it, for every alpha tried.
+    """
+
+    alpha: float | None
+    unsmoothed: float
+    errors: dict[float, float]
+
+
+def choose_alpha(
+    batches: Sequence[ArrayLike],
+    weight: ArrayLike,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    bits: int = 8,
+) -> AlphaChoice:
+    """Choose how strongly to smooth, by the output's error on tokens not calibrated on.
+
+    The last batch is set aside to measure on. All others are observed, for the largest magnitude of
+    each channel; from these come the scales, and the limits: without smoothing the largest of them,
+    with smoothing the largest of what they become. (On tokens that were observed nothing is cut
+    off, and every strength looks better than it is.)
+
+    Chosen is the alpha with the least `output_error` on the last batch, or None where not one has
+    less than no smoothing.
+
+    Args:
+        batches: at least two, each (tokens, in_features).
+        weight: (out_features, in_features).
+        bits: of the activations.
+
+    Raises:
+        ValueError: there are fewer than two batches.
+    """
+    raise NotImplementedError("Task 5.2: write choose_alpha")
