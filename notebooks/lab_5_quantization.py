@@ -22,7 +22,7 @@
 # 3. activations, and three ways to choose where their grid ends,
 # 4. the outliers moved from activations into weights,
 # 5. columns that make up for each other's errors,
-# 6. size against quality of the whole model, and size, quality and speed as they were served.
+# 6. size against quality of the whole model.
 #
 # The code comes from the lab's tasks. `WORK = "solution"` runs the reference; set it to `"starter"`
 # to run what you wrote yourself (tasks 5.1 to 5.3, each needed by its section only).
