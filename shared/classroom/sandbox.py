@@ -218,6 +218,7 @@ def _read_only(labs: Sequence[Lab], *, engine: bool) -> dict[Path, Path]:
     if prefix != base:
         found[prefix.resolve()] = prefix
     found[ROOT / "shared"] = ROOT / "shared"
+    found[ROOT / "LICENSE"] = ROOT / "LICENSE"  # a bundle of Lab 5 has it in it
     for lab in labs:
         for part in (lab.folder / "lab.toml", lab.folder / "checks"):
             if part.exists():
