@@ -32,7 +32,10 @@ WORK = "solution"  # or "starter": your own files
 
 import os
 import sys
+import warnings
 from pathlib import Path
+
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 ROOT = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "labs").is_dir())
 LAB = ROOT / "labs" / "lab_5_quantization"

@@ -182,6 +182,11 @@ def recipe(scheme: Scheme, config: Mapping[str, Any]) -> list[Any]:
     `scheme.group`, a group's, of the size that `group_size` finds. Activations have a symmetric
     grid for each token, found while the model runs (dynamic).
 
+    The modifiers are in `llmcompressor.modifiers.quantization` and, for SmoothQuant, in
+    `llmcompressor.modifiers.transform.smoothquant`. `compressed_tensors.quantization` has the words
+    for grids: `QuantizationScheme` and `QuantizationArgs`, for a modifier's `config_groups`, and
+    `preset_name_to_scheme` for those who start from a preset.
+
     Args:
         config: the model's `config.json`.
 
@@ -197,6 +202,8 @@ def compress(source: Path, scheme: Scheme, texts: Sequence[str], out: Path) -> N
     `llmcompressor.oneshot` applies `recipe`. Where the scheme needs texts (GPTQ and SmoothQuant),
     it is given all of them, one sample each, cut to `CALIBRATION_TOKENS` tokens of the source's own
     tokenizer, and the same texts give the same weights.
+
+    A model that `oneshot` has changed is saved by its `save_pretrained(..., save_compressed=True)`.
 
     `out` appears whole or not at all: while the work goes on, and after it has failed, nothing is
     at `out`, and after it has ended, well or not, nothing is left beside it.
