@@ -40,9 +40,9 @@ SMOLLM2 = {
 LARGEST_SIZE = 0.65
 """W8A8 beside bfloat16, embeddings included. Measured: 0.60."""
 PERPLEXITY_RATIO = (0.9, 1.2)
-"""W8A8 beside bfloat16, in vLLM. Measured: 1.02 to 1.06."""
+"""W8A8 beside bfloat16, in vLLM. Measured: 1.03."""
 LEAST_AGREEMENT = 0.75
-"""Of the likeliest tokens. Measured: above 0.85."""
+"""Of the likeliest tokens. Measured: 0.88."""
 
 
 def test_the_group_divides_the_columns_of_every_layer(learner):
@@ -652,7 +652,7 @@ def test_any_table_is_decided_as_the_contract_says(learner, rng):
         )
 
 
-@pytest.mark.limit(240)
+@pytest.mark.limit(90)
 def test_the_recipe_says_grid_group_and_what_to_leave_alone(learner):
     for name, weights, group, activations, kinds in (
         ("w8a8-rtn", ("int", 8, "channel"), None, ("int", 8), ["QuantizationModifier"]),
@@ -733,7 +733,7 @@ def test_the_recipe_says_grid_group_and_what_to_leave_alone(learner):
             )
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(120)
 def test_a_compressed_checkpoint_loads_and_lies_on_its_grid(learner, tmp_path, domain, seed):
     from shared.compression.texts import calibration_texts
 
@@ -807,7 +807,7 @@ def test_a_compressed_checkpoint_loads_and_lies_on_its_grid(learner, tmp_path, d
     )
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(120)
 def test_calibration_reads_all_of_the_texts_it_is_given(learner, tmp_path, domain, seed):
     from shared.compression.texts import calibration_texts
 
@@ -852,7 +852,7 @@ def test_calibration_reads_all_of_the_texts_it_is_given(learner, tmp_path, domai
         )
 
 
-@pytest.mark.limit(300)
+@pytest.mark.limit(120)
 def test_a_compression_that_fails_leaves_nothing_behind(learner, tmp_path, seed, monkeypatch):
     import safetensors.torch
     import transformers
