@@ -421,7 +421,7 @@ ATTACKS: list[Attack] = [
                     time.sleep(60)
             time.sleep(60)
         """,
-        statuses=("timed_out",),
+        statuses=("failed", "timed_out"),
         shows="memory",
     ),
     _attack(
