@@ -32,6 +32,8 @@ class Trial:
     seed: str = ""
     attempts: int = 1
     """Try again, with a new seed, up to this often until it is as planned."""
+    alone: bool = False
+    """Run only the check that must catch it, not those before it."""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -140,6 +142,8 @@ class ProofPool:
         )
         grading = request.grading(Console(quiet=True), None)
         grading.stop_at_first_failure = trial.plan.kind in ("starter", "wrong")
+        if trial.alone:
+            grading.only_check = trial.plan.caught_by
         grading.live_turn = self._live
         result = runner.grade(grading, SilentWatcher())
         return replace(trial.plan.outcome(result.tasks[0]), seconds=result.seconds)

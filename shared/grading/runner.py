@@ -71,6 +71,7 @@ class Grading:
         not_proven: what this run cannot show, known beforehand.
         fresh: grade everything, also what an interrupted run had finished.
         stop_at_first_failure: leave a task at its first failure; enough to see what catches it.
+        only_check: leave out all other checks of the task: does this one, by itself, catch it?
         live_turn: held while live checks run, where several gradings share one model server.
     """
 
@@ -83,6 +84,7 @@ class Grading:
     not_proven: list[str] = field(default_factory=list)
     fresh: bool = False
     stop_at_first_failure: bool = False
+    only_check: str = ""
     live_turn: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
@@ -283,7 +285,7 @@ class _Run:
 
     def without_engine(self, task: Task, process: ChecksProcess) -> bool:
         """Run the checks that need no server; say whether live ones are to follow."""
-        expected = self._grading.lab.expected_checks(task)
+        expected = self._expected(task)
         offline = [name for name, live in expected.items() if not live]
         if offline:
             self._run(task, offline, process)
@@ -303,7 +305,7 @@ class _Run:
         if engine is None:
             self._trouble[task.id] = self._engine_trouble
             return
-        expected = self._grading.lab.expected_checks(task)
+        expected = self._expected(task)
         self._asked.add(task.id)
         self._run(task, [name for name, live in expected.items() if live], process, engine)
         if any(c.outcome != "passed" for c in self._outcomes[task.id]) and not engine.alive():
@@ -314,9 +316,14 @@ class _Run:
                 "`make engine-status` shows the end of its log."
             )
 
+    def _expected(self, task: Task) -> dict[str, bool]:
+        """The checks that count in this grading, each with whether it is live."""
+        expected, only = self._grading.lab.expected_checks(task), self._grading.only_check
+        return {only: expected[only]} if only else expected
+
     def result(self, task: Task) -> TaskResult:
         """Decide the task's status from what has been reported."""
-        expected = self._grading.lab.expected_checks(task)
+        expected = self._expected(task)
         live = any(expected.values())
         outcomes = self._outcomes.get(task.id, [])
         status, message = _decide(list(expected), outcomes, self._trouble.get(task.id, ""))
