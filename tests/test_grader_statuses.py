@@ -39,6 +39,20 @@ def test_wrong_work_fails_with_what_was_called_observed_expected_why_and_hint(gr
     assert task.passed_checks == 1
 
 
+@pytest.mark.parametrize(
+    ("check", "status"),
+    [("test_double_doubles", "failed"), ("test_double_of_nothing_is_nothing", "passed")],
+)
+def test_one_check_can_be_run_by_itself(
+    small_lab: SmallLab, runner: Runner, check: str, status: str
+) -> None:
+    small_lab.learner("def double(x):\n    return x + 2 if x else 0\n")
+    grading = small_lab.grading()
+    grading.only_check = check
+    task = only_task(runner.grade(grading, SilentWatcher()))
+    assert (task.status, [c.check for c in task.checks]) == (status, [check])
+
+
 def test_the_starter_s_own_error_means_not_started(grade: Grade) -> None:
     task = only_task(grade('def double(x):\n    raise NotImplementedError("Task 9.1: write it")\n'))
     assert task.status == "not_started"
