@@ -1,4 +1,4 @@
-"""Reads in a task of its own, and ends it whatever happens."""
+"""Reads in a task of its own, which nobody leaves behind."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class _Failure(Exception):
 async def _attempt(
     http: httpx.AsyncClient, url: str, request: dict[str, Any], clock: Callable[[], float]
 ) -> _Answer:
-    queue: asyncio.Queue[str | _Failure | None] = asyncio.Queue()
+    answer = _Answer()
 
     async def read() -> None:
         try:
@@ -174,21 +174,19 @@ async def _attempt(
                         status=response.status_code,
                         retry_after=response.headers.get("retry-after"),
                     )
-                async for data in sse_data(response.aiter_bytes()):
-                    queue.put_nowait(data)
-            queue.put_nowait(None)
+                async with aclosing(sse_data(response.aiter_bytes())) as events:
+                    async for data in events:
+                        if data == "[DONE]":
+                            return
+                        _take(answer, data, clock())
         except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException) as error:
-            queue.put_nowait(_Failure(f"{type(error).__name__}: {error}"))
-        except _Failure as failure:
-            queue.put_nowait(failure)
+            raise _Failure(f"{type(error).__name__}: {error}") from error
 
+    # Nobody but the caller's own cancellation may cut it short: cancelled while it gives its
+    # connection back, it would keep it.
     reader = asyncio.create_task(read())
-    answer = _Answer()
     try:
-        while (data := await queue.get()) not in (None, "[DONE]"):
-            if isinstance(data, _Failure):
-                raise data
-            _take(answer, data, clock())
+        await reader
     finally:
         reader.cancel()
         await asyncio.wait({reader})
