@@ -237,3 +237,27 @@ def _running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_call_is_shown_in_a_few_lines_whatever_its_arguments(
+    small_lab: SmallLab, runner: Runner
+) -> None:
+    small_lab.write(
+        "checks/test_double.py",
+        """
+        import torch
+
+        from shared.grading.expect import expect
+
+
+        def test_double_doubles(learner):
+            learner.double([b"a" * 5000, torch.zeros(3)], torch.zeros(64, 32), b"k" * 5000)
+            expect(False, observed="x", expected="y", why="z")
+        """,
+    )
+    small_lab.learner("def double(*values):\n    return values\n")
+    failure = only_task(runner.grade(small_lab.grading(), SilentWatcher())).first_failure
+    assert failure is not None
+    assert "<Tensor 64x32>, <5000 bytes>" in failure.call
+    assert len(failure.call) < 300
+    assert "\n" not in failure.call

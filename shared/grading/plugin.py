@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import stat
 import sys
 import time
@@ -351,6 +352,9 @@ def _load(target: Target, file: str) -> ModuleType:
     return module
 
 
+_BYTES_SHOWN = 24
+
+
 def _describe_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     parts = [_brief(a) for a in args] + [f"{k}={_brief(v)}" for k, v in kwargs.items()]
     text = f"{name}({', '.join(parts)})"
@@ -361,10 +365,12 @@ def _brief(value: Any) -> str:
     if inspect.isroutine(value) or inspect.isclass(value):
         return getattr(value, "__name__", "…")
     module = type(value).__module__
-    if module.startswith(("pandas", "numpy")) and hasattr(value, "shape"):
+    if module.startswith(("pandas", "numpy", "torch")) and hasattr(value, "shape"):
         return f"<{type(value).__name__} {'x'.join(map(str, value.shape))}>"
+    if isinstance(value, bytes | bytearray) and len(value) > _BYTES_SHOWN:
+        return f"<{len(value)} bytes>"
     try:
-        return show(value, 220)
+        return re.sub(r"\n\s*", " ", show(value, 120))
     except Exception:
         return f"<{type(value).__name__}>"
 
