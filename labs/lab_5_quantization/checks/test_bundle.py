@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
 import shutil
 import struct
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -27,6 +25,20 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.numpy import save
+from support.bundle_expectations import (
+    build,
+    expect_install_refuses,
+    expect_refused,
+    expect_taken,
+    expect_verify_refuses,
+    expect_whole,
+    first_difference,
+    plain_installed,
+    refusal,
+    serial,
+    tree,
+    watched_install,
+)
 from support.device_bundles import (
     MIT,
     MODEL,
@@ -41,13 +53,16 @@ from support.device_bundles import (
     offset_of,
     onnx_model,
     pickles,
+    safetensors,
     tokenizer_json,
     wheel,
+    with_path,
     write_bundle,
 )
+from support.device_runs import ASK, INSTALL, installed_wheel, on_device
 from support.watched import killed_at, watched
 
-from shared.device.isolation import isolated, why_not
+from shared.device.isolation import why_not
 from shared.device.keys import new_key, sign, signature_holds
 from shared.device.layout import (
     LICENCES,
@@ -61,7 +76,7 @@ from shared.device.layout import (
     Refused,
     members,
 )
-from shared.grading.expect import expect, expect_equal, expect_raises, fail, plain, show
+from shared.grading.expect import expect, expect_equal, expect_raises, fail, show
 from shared.models import smollm2_gguf
 from shared.paths import ROOT
 
@@ -1364,7 +1379,7 @@ def test_a_language_model_is_installed_and_answers_without_a_network(
     figure("proven in an empty network namespace with a read-only root (0: not here)", float(alone))
     arguments = [str(target.path("bundle.py")), str(archive), str(dest), workshop.public.hex()]
     said = on_device(
-        [sys.executable, "-B", "-c", _INSTALL, *arguments],
+        [sys.executable, "-B", "-c", INSTALL, *arguments],
         dest,
         {"PYTHONPATH": str(ROOT)},
         "the installer",
@@ -1379,7 +1394,7 @@ def test_a_language_model_is_installed_and_answers_without_a_network(
     )
     python = getattr(sys, "_base_executable", sys.executable)
     # -I -S: no environment, no site-packages. What is imported comes from the bundle.
-    said = on_device([python, "-I", "-S", "-B", "-c", _ASK, str(folder)], dest, {}, "the model")
+    said = on_device([python, "-I", "-S", "-B", "-c", ASK, str(folder)], dest, {}, "the model")
     answer = json.loads(said.splitlines()[-1])
     expect(
         answer["tokens"] > 0
@@ -1397,303 +1412,3 @@ def test_a_language_model_is_installed_and_answers_without_a_network(
             expected="neither a network nor a writable root",
             why="Else this proves nothing.",
         )
-
-
-_INSTALL = """
-import importlib.util, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("bundle", sys.argv[1])
-sys.modules["bundle"] = bundle = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bundle)
-done = bundle.install(Path(sys.argv[2]), Path(sys.argv[3]), bytes.fromhex(sys.argv[4]))
-print(done.folder)
-"""
-_ASK = """
-import json, socket, sys, threading
-folder = sys.argv[1]
-sys.path.insert(0, folder + "/site")
-import xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path = folder + "/model/smollm2.gguf"
-params.n_ctx = 128
-params.n_predict = 12
-params.n_parallel = 1
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-params.warmup = False
-server = xllamacpp.Server(params)
-reply = server.handle_chat_completions({
-    "messages": [{"role": "user", "content": "What is a bank?"}],
-    "max_tokens": 12,
-    "temperature": 0,
-})
-try:
-    socket.create_connection(("192.0.2.1", 9), timeout=0.2)
-    network = "reached"
-except OSError as error:
-    network = str(error)
-try:
-    open("/bundle-was-here", "w")
-    root = "writable"
-except OSError:
-    root = "read-only"
-print(json.dumps({
-    "text": reply["choices"][0]["message"]["content"],
-    "tokens": reply["usage"]["completion_tokens"],
-    "from": xllamacpp.__file__,
-    "network": network,
-    "root": root,
-}), flush=True)
-"""
-
-
-def on_device(command: list[str], dest: Path, environment: dict[str, str], what: str) -> str:
-    """What a command prints without a network and with everything read-only but `dest`.
-
-    Where the system has no such isolation it runs as it is; the report says so.
-    """
-    line = isolated(command, dest) if why_not() == "" else command
-    done = subprocess.run(
-        line,
-        env={"PATH": os.environ["PATH"], "HOME": str(dest)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    if done.returncode:
-        fail(
-            observed=f"{what} ended with {done.returncode}: {done.stderr.strip()[-500:]}",
-            expected=f"{what} to run without a network, with {dest.name} the one writable folder",
-            why="This is the device.",
-            hint="on-the-device",
-        )
-    return done.stdout.strip()
-
-
-def installed_wheel(package: str, workshop: Workshop) -> Component:
-    """The wheel of a package that is installed here, put together again from its files."""
-    found = importlib.metadata.distribution(package)
-    path = workshop.folder / f"{package}-{found.version}-cp311-abi3-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
-        for file in found.files or []:
-            if ".." not in file.parts and file.suffix != ".pyc":
-                packed.write(str(found.locate_file(file)), str(file))
-    return Component(
-        f"runtime/{path.name}", path, "library", package, found.version, "MIT", workshop.mit
-    )
-
-
-def build(learner: Any, workshop: Workshop, archive: Path, components: list[Component]) -> Manifest:
-    """The learner's bundle of these components."""
-    return learner.build(
-        archive, name=NAME, version="1.2.0", components=components, private_key=workshop.private
-    )
-
-
-def watched_install(
-    learner: Any, archive: Path, dest: Path, workshop: Workshop, then: Callable[[int, str], None]
-) -> Any:
-    """Install while something happens before each change."""
-    with watched(dest, then=then):
-        return learner.install(archive, dest, workshop.public)
-
-
-def plain_installed(found: Any) -> list[Any]:
-    """The fields of an `Installed`, to compare."""
-    return [found.name, found.version, found.previous, str(found.folder)]
-
-
-def serial(sbom: bytes) -> str | None:
-    """The serial number of an SBOM."""
-    return json.loads(sbom).get("serialNumber")
-
-
-def first_difference(one: bytes, two: bytes) -> str:
-    """Where two byte strings part, in words."""
-    at = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), None)
-    if at is None:
-        return f"in length, {len(one):,} and {len(two):,} bytes"
-    return f"at byte {at:,}: {one[at - 20 : at + 20]!r} and {two[at - 20 : at + 20]!r}"
-
-
-def safetensors(offsets: dict[str, list[int]], size: int) -> bytes:
-    """A safetensors file with tensors of these offsets."""
-    header = json.dumps(
-        {
-            n: {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]}
-            for n, (a, b) in offsets.items()
-        }
-    ).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(size)
-
-
-def with_path(files: dict[str, bytes], path: str) -> Manifest:
-    """A manifest with one path more."""
-    return manifest_of(files | {path: b"{}"})
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """All files below a folder by relative path."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
-
-
-def expect_taken(learner: Any, path: str, content: bytes) -> None:
-    """Fail if a good file is refused."""
-    try:
-        learner.check_format(path, io.BytesIO(content), Limits())
-    except Refused as error:
-        fail(
-            observed=f"check_format refused a good {path}: {error.reason}",
-            expected="it to be taken",
-            why="A rule that refuses good files is switched off, and then none is left.",
-            hint="too-strict",
-        )
-
-
-def expect_refused(
-    learner: Any,
-    path: str,
-    content: bytes,
-    what: str,
-    *,
-    why: str,
-    hint: str,
-    limits: Limits | None = None,
-) -> None:
-    """Fail unless `check_format` refuses a file by its name."""
-    error = expect_raises(
-        Refused,
-        lambda: learner.check_format(path, io.BytesIO(content), limits or Limits()),
-        doing=what,
-        why=why,
-        hint=hint,
-    )
-    expect_equal(
-        getattr(error, "member", None),
-        path,
-        what="the member it is refused for",
-        why=why,
-        hint=hint,
-    )
-
-
-def refusal(
-    learner: Any, workshop: Workshop, archive: Path, limits: Limits | None = None
-) -> Refused | None:
-    """What `verify` refuses an archive for; None if it takes it."""
-    try:
-        learner.verify(archive, workshop.public, limits=limits)
-    except Refused as error:
-        return error
-    except NotImplementedError:
-        raise
-    except Exception as error:
-        fail(
-            observed=f"verify broke with {type(error).__name__}: {error}",
-            expected="Refused, with the member's name",
-            why="An installer that breaks leaves somebody at the branch with a traceback, and no "
-            "idea whether the stick is bad or the program.",
-            hint="as-an-attacker",
-        )
-    return None
-
-
-def expect_verify_refuses(
-    learner: Any, workshop: Workshop, archive: Path, name: str, what: str, *, why: str, hint: str
-) -> None:
-    """Fail unless an archive is refused for the member `name`."""
-    error = refusal(learner, workshop, archive)
-    expect(
-        error is not None and error.member == name,
-        observed=f"{what}: "
-        + (
-            "the bundle is taken"
-            if error is None
-            else f"Refused for {show(plain(error.member))} ({error.reason})"
-        ),
-        expected=f"Refused for {name!r}",
-        why=why,
-        hint=hint,
-    )
-
-
-def expect_install_refuses(
-    learner: Any, workshop: Workshop, archive: Path, dest: Path, name: str, what: str, *, hint: str
-) -> None:
-    """Fail unless `install` refuses an archive before it has changed anything."""
-    before = tree(dest)
-    with watched(dest) as watch:
-        error = expect_raises(
-            Refused,
-            lambda: learner.install(archive, dest, workshop.public),
-            doing=what,
-            why="The device must not run it.",
-            hint=hint,
-        )
-    expect_equal(
-        getattr(error, "member", None),
-        name,
-        what=f"the member that a bundle is refused for ({what})",
-        why="Somebody has to tell the maker what is wrong with it.",
-        hint=hint,
-    )
-    expect(
-        not watch.changes and tree(dest) == before,
-        observed=f"{what}: refused, but first {', '.join(watch.changes[:2])}",
-        expected="no change on the device",
-        why="What was written before it was verified can be run before it was verified.",
-        hint=hint,
-    )
-
-
-def expect_whole(
-    learner: Any,
-    dest: Path,
-    contents: dict[str, dict[str, bytes]],
-    what: str,
-    versions: set[str],
-) -> None:
-    """Fail unless the device runs one of `versions` and each folder named by a version is whole."""
-    why = "The branch opens at nine, whatever happened at night."
-    try:
-        now = learner.installed(dest)
-    except Exception as error:
-        fail(
-            observed=f"installed() breaks with {type(error).__name__}: {error}, after {what}",
-            expected=f"one of {sorted(versions)}",
-            why=why,
-            hint="one-step",
-        )
-    version = plain(getattr(now, "version", None))
-    expect(
-        version in versions,
-        observed=f"after {what} the device runs {version}",
-        expected=f"{' or '.join(sorted(versions))}",
-        why=why,
-        hint="one-step",
-    )
-    folders = [p for p in (dest / "versions").iterdir() if not p.name.startswith(".")]
-    for folder in folders:
-        found = tree(folder)
-        wanted = contents.get(folder.name, {}) | {
-            "site/branch_runtime/__init__.py": b'"""Runs the router."""\nANSWER = 42\n'
-        }
-        broken = sorted(p for p, c in wanted.items() if found.get(p) != c)
-        expect(
-            not broken and folder.name in contents,
-            observed=f"after {what}, {folder.name} lacks {', '.join(broken[:3])}",
-            expected="each folder that has a version for its name to be whole",
-            why=why,
-            hint="one-step",
-        )
-    expect(
-        version in [f.name for f in folders],
-        observed=f"after {what} the device should run {version}, whose folder is not there",
-        expected="it to be there",
-        why=why,
-        hint="one-step",
-    )

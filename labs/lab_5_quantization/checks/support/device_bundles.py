@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -216,3 +217,19 @@ def offset_of(archive: Path, name: str) -> int:
     """Where a member's data begin."""
     with tarfile.open(archive) as tar:
         return tar.getmember(name).offset_data
+
+
+def safetensors(offsets: dict[str, list[int]], size: int) -> bytes:
+    """A safetensors file with tensors of these offsets."""
+    header = json.dumps(
+        {
+            n: {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]}
+            for n, (a, b) in offsets.items()
+        }
+    ).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(size)
+
+
+def with_path(files: dict[str, bytes], path: str) -> Manifest:
+    """A manifest with one path more."""
+    return manifest_of(files | {path: b"{}"})
