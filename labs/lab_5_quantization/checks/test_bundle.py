@@ -27,6 +27,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.numpy import save
 from support.bundle_expectations import (
     build,
+    current_version,
     expect_install_refuses,
     expect_refused,
     expect_taken,
@@ -60,7 +61,7 @@ from support.device_bundles import (
     write_bundle,
 )
 from support.device_runs import ASK, INSTALL, installed_wheel, on_device
-from support.watched import killed_at, watched
+from support.watched import killed_at, syncing, syncing_all, watched
 
 from shared.device.isolation import why_not
 from shared.device.keys import new_key, sign, signature_holds
@@ -81,40 +82,12 @@ from shared.models import smollm2_gguf
 from shared.paths import ROOT
 
 
-class Disk:
-    """Stands for the disk: knows what was written to it for good.
-
-    Here a power failure is the end of a process, after which the system still has everything. So
-    nothing needs to wait for the real disk, which takes a minute for a thousand small files.
-    """
-
-    def __init__(self) -> None:
-        self.synced: set[int] = set()
-        self.everything = False
-
-    def sync_one(self, file: Any) -> None:
-        handle = file if isinstance(file, int) else file.fileno()
-        self.synced.add(os.fstat(handle).st_ino)
-
-    def sync_all(self) -> None:
-        self.everything = True
-
-    def lacks(self, path: Path) -> list[str]:
-        """The files at or below a path that are not yet on the disk."""
-        files = [p for p in (path, *path.rglob("*")) if p.is_file()]
-        return (
-            [] if self.everything else [p.name for p in files if p.stat().st_ino not in self.synced]
-        )
-
-
 @pytest.fixture(autouse=True)
-def disk(monkeypatch) -> Disk:
-    """What the process under check has put on the disk for good."""
-    made = Disk()
+def disk(monkeypatch) -> None:
+    """What is handed to `os.fsync` is noted, and nothing waits for the real disk."""
     for name in ("fsync", "fdatasync"):
-        monkeypatch.setattr(os, name, made.sync_one, raising=False)
-    monkeypatch.setattr(os, "sync", made.sync_all, raising=False)
-    return made
+        monkeypatch.setattr(os, name, syncing, raising=False)
+    monkeypatch.setattr(os, "sync", syncing_all, raising=False)
 
 
 @pytest.fixture
@@ -897,9 +870,10 @@ def test_more_than_the_device_takes_is_refused_by_name(learner, workshop):
     archive = workshop.archive("right.tar", files=files)
     signed = manifest_of(files).to_bytes()
     total = sum(map(len, files.values()))
+    any_member = {*files, MANIFEST, SIGNATURE}
     cases: list[tuple[str, Path, Limits, set[str]]] = [
-        ("a file too many", archive, Limits(files=len(files) - 1), {*files, MANIFEST}),
-        ("a byte too much", archive, Limits(total_bytes=total - 1), {*files, MANIFEST}),
+        ("a file too many", archive, Limits(files=len(files) - 1), any_member),
+        ("a byte too much", archive, Limits(total_bytes=total - 1), any_member),
         (
             "a manifest that is too long",
             archive,
@@ -1071,7 +1045,11 @@ def test_a_refused_bundle_leaves_the_device_untouched(learner, workshop, tmp_pat
     whole[offset_of(archive, last) + 5] ^= 1
     second = wheel("other", "1.0", [("branch_runtime/__init__.py", b"ANSWER = 43\n")])
     cases = {
-        f"the last file, {last}, changed": (workshop.put("a.tar", bytes(whole)), last),
+        f"the last file, {last}, changed": (
+            workshop.put("a.tar", bytes(whole)),
+            last,
+            "verify-first",
+        ),
         "a file that is not listed, at the end": (
             workshop.archive(
                 "b.tar",
@@ -1080,6 +1058,7 @@ def test_a_refused_bundle_leaves_the_device_untouched(learner, workshop, tmp_pat
                 edit=lambda m: [*m, member("model/z.json", b"{}")],
             ),
             "model/z.json",
+            "verify-first",
         ),
         "a link at the end": (
             workshop.archive(
@@ -1092,6 +1071,7 @@ def test_a_refused_bundle_leaves_the_device_untouched(learner, workshop, tmp_pat
                 ],
             ),
             "model/z.json",
+            "verify-first",
         ),
         "a signed pickle named .safetensors": (
             workshop.archive(
@@ -1100,6 +1080,7 @@ def test_a_refused_bundle_leaves_the_device_untouched(learner, workshop, tmp_pat
                 files=files | {"tokenizer/z.safetensors": pickles()["protocol 5"]},
             ),
             "tokenizer/z.safetensors",
+            "verify-first",
         ),
         "two wheels that write the same file": (
             workshop.archive(
@@ -1108,10 +1089,11 @@ def test_a_refused_bundle_leaves_the_device_untouched(learner, workshop, tmp_pat
                 files=files | {"runtime/other-1.0-py3-none-any.whl": second},
             ),
             "runtime/other-1.0-py3-none-any.whl",
+            "two-wheels",
         ),
     }
-    for what, (path, name) in cases.items():
-        expect_install_refuses(learner, workshop, path, dest, name, what, hint="verify-first")
+    for what, (path, name, hint) in cases.items():
+        expect_install_refuses(learner, workshop, path, dest, name, what, hint=hint)
 
 
 def test_what_is_installed_is_what_was_verified(learner, workshop, tmp_path):
@@ -1167,25 +1149,54 @@ def test_what_is_installed_is_what_was_verified(learner, workshop, tmp_path):
         )
 
 
-def test_files_are_on_the_disk_before_they_get_their_name(learner, workshop, tmp_path, disk):
+def test_files_are_on_the_disk_before_they_get_their_name(learner, workshop, tmp_path):
     dest = tmp_path / "device"
     dest.mkdir()
-    archive = workshop.archive("1.0.0.tar")
+    for version in ("1.0.0", "1.1.0"):
+        older = workshop.archive(f"{version}.tar", version=version)
+        learner.install(older, dest, workshop.public)
+    archive = workshop.archive("1.2.0.tar", version="1.2.0")
+    state = dest / "installed.json"
     early: dict[str, list[str]] = {}
+    late: list[str] = []
+    after_the_switch: list[str] = []
 
     def look(step: int, change: str) -> None:
         kind, _, path = change.partition(" ")
-        if kind == "os.rename" and (lacking := disk.lacks(Path(path))):
-            early[Path(path).name] = lacking
+        if kind == "os.rename" and (lacking := watch.files_not_on_disk(Path(path))):
+            early[Path(path).name] = [p.name for p in lacking]
+        if current_version(dest) != "1.2.0":
+            return
+        if not after_the_switch and not watch.name_on_disk(dest / "versions" / "1.2.0"):
+            late.append("the folder versions, when installed.json named 1.2.0")
+        after_the_switch.append(change)
+        if kind != "os.fsync" and not watch.name_on_disk(state):
+            late.append(f"the folder {dest.name}, before {kind} {Path(path).name}")
 
-    watched_install(learner, archive, dest, workshop, look)
+    with watched(dest, then=look) as watch:
+        learner.install(archive, dest, workshop.public)
     expect(
         not early,
         observed=f"renamed while not on the disk: {show(early)}",
         expected="os.fsync for each file before the folder, or installed.json, gets its name",
         why="The system writes when it likes, and names before contents. After a power failure the "
         "folder is there, and the weights are zeros.",
-        hint="one-step",
+        hint="on-the-disk",
+    )
+    if not watch.name_on_disk(state):
+        late.append(f"the folder {dest.name}, when install returned")
+    with watched(dest) as watch:
+        learner.rollback(dest)
+    if not watch.name_on_disk(state):
+        late.append(f"the folder {dest.name}, when rollback returned")
+    expect(
+        not late,
+        observed=f"not handed to os.fsync: {'; '.join(late[:3])}",
+        expected="os.fsync for versions before installed.json names a folder in it, and for dest "
+        "before an older version goes and before install or rollback returns",
+        why="A new name is kept in its folder, and the folder is written as late as any file. "
+        "After a power failure the old installed.json is back, and what it names is gone.",
+        hint="on-the-disk",
     )
 
 
@@ -1223,7 +1234,7 @@ def test_versions_go_forward_and_one_step_back(learner, workshop, tmp_path):
         ["1.10.0", "1.10.1"],
         what="versions on the disk after three installs",
         why="Each of them is as large as the model. The disk holds two.",
-        hint="way-back",
+        hint="old-versions",
     )
     expect_install_refuses(
         learner,
@@ -1323,7 +1334,7 @@ def test_an_interrupted_install_leaves_a_whole_version(learner, workshop, tmp_pa
         died = killed_at(
             step, dest, lambda dest=dest: learner.install(archives["1.2.0"], dest, workshop.public)
         )
-        what = f"the power failing at change {step} of an update from 1.1.0 to 1.2.0"
+        what = f"the power failing at step {step} of an update from 1.1.0 to 1.2.0"
         expect_whole(learner, dest, contents, what, {"1.1.0", "1.2.0"} if died else {"1.2.0"})
         if not died:
             break
@@ -1354,6 +1365,14 @@ def test_an_interrupted_install_leaves_a_whole_version(learner, workshop, tmp_pa
         why="The check stops the installer before each of them, and saw too few.",
         hint="one-step",
     )
+    for step in range(1, 400):
+        dest = tmp_path / f"rolled-back-{step}"
+        shutil.copytree(base, dest)
+        died = killed_at(step, dest, lambda dest=dest: learner.rollback(dest))
+        what = f"the power failing at step {step} of a rollback from 1.1.0 to 1.0.0"
+        expect_whole(learner, dest, contents, what, {"1.0.0", "1.1.0"} if died else {"1.0.0"})
+        if not died:
+            break
     figure("moments at which the power failed", steps)
 
 

@@ -16,7 +16,8 @@ from shared.grading.expect import expect, expect_equal, expect_raises, fail, pla
 
 
 def build(learner: Any, workshop: Workshop, archive: Path, components: list[Component]) -> Manifest:
-    """The learner's bundle of these components."""
+    """The learner's bundle of these components, in a folder that is there."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
     return learner.build(
         archive, name=NAME, version="1.2.0", components=components, private_key=workshop.private
     )
@@ -25,7 +26,7 @@ def build(learner: Any, workshop: Workshop, archive: Path, components: list[Comp
 def watched_install(
     learner: Any, archive: Path, dest: Path, workshop: Workshop, then: Callable[[int, str], None]
 ) -> Any:
-    """Install while something happens before each change."""
+    """Install while something happens before each step."""
     with watched(dest, then=then):
         return learner.install(archive, dest, workshop.public)
 
@@ -46,6 +47,14 @@ def first_difference(one: bytes, two: bytes) -> str:
     if at is None:
         return f"in length, {len(one):,} and {len(two):,} bytes"
     return f"at byte {at:,}: {one[at - 20 : at + 20]!r} and {two[at - 20 : at + 20]!r}"
+
+
+def current_version(dest: Path) -> str | None:
+    """The version that installed.json names as the current one; None if it can't be read."""
+    try:
+        return json.loads((dest / "installed.json").read_text(encoding="utf-8"))["current"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -173,7 +182,11 @@ def expect_whole(
     what: str,
     versions: set[str],
 ) -> None:
-    """Fail unless the device runs one of `versions` and each folder named by a version is whole."""
+    """Fail unless the device runs one of `versions`, and each version that it has is whole.
+
+    It has those whose folders have a version for a name, and those that it says it has: the
+    current and the previous one.
+    """
     why = "The branch opens at nine, whatever happened at night."
     try:
         now = learner.installed(dest)
@@ -212,4 +225,13 @@ def expect_whole(
         expected="it to be there",
         why=why,
         hint="one-step",
+    )
+    previous = plain(getattr(now, "previous", None))
+    expect(
+        previous is None or previous in [f.name for f in folders],
+        observed=f"after {what} the device runs {version}, and its previous version {previous} is "
+        "not there",
+        expected="it to be there as long as installed.json names it",
+        why="It is the way back, and whoever needs it finds out at night that it leads nowhere.",
+        hint="old-versions",
     )

@@ -1,7 +1,9 @@
 """Watch what code does to a folder, stop it in the middle of it, or interfere at its first write.
 
 Python tells each file operation to its audit hooks before it does it. A hook cannot be taken away
-again, so there is one, and it is told what to watch.
+again, so there is one, and it is told what to watch. It is not told of `os.fsync`, for which
+`syncing` stands, and not of what is written to a file that is open. So what is written between two
+moments counts as lost until it has been handed to `os.fsync`.
 """
 
 from __future__ import annotations
@@ -33,12 +35,31 @@ class Watch:
     """What happened below some folders.
 
     Attributes:
-        then: called before each change, with its number from 1 on and what it is.
+        then: called at each moment, before it happens, with its number from 1 on and what it is.
+        moments: each change, and each ``os.fsync`` of something that was not yet on the disk.
+        contents: files that were opened to be written, and are not yet on the disk for good.
+        names: what got its name, while the folder that keeps it is not yet on the disk for good.
     """
 
     roots: tuple[str, ...]
     then: Callable[[int, str], None] | None = None
-    changes: list[str] = field(default_factory=list)
+    moments: list[str] = field(default_factory=list)
+    contents: set[Path] = field(default_factory=set)
+    names: set[Path] = field(default_factory=set)
+
+    @property
+    def changes(self) -> list[str]:
+        """The moments at which something is created, written, renamed or removed."""
+        return [m for m in self.moments if not m.startswith("os.fsync")]
+
+    def files_not_on_disk(self, below: Path) -> list[Path]:
+        """The files at or below a path that the system may not have written yet."""
+        place = _real(below)
+        return sorted(p for p in self.contents if p.is_file() and _at_or_below(p, place))
+
+    def name_on_disk(self, path: Path) -> bool:
+        """Whether the system has written the folder since this got its name in it."""
+        return _real(path) not in self.names
 
 
 _watch: Watch | None = None
@@ -47,7 +68,7 @@ _hooked = False
 
 @contextmanager
 def watched(*roots: Path, then: Callable[[int, str], None] | None = None) -> Iterator[Watch]:
-    """Record each change below `roots` while this lasts; the change comes after `then`."""
+    """Record each moment below `roots` while this lasts; what happens comes after `then`."""
     global _watch, _hooked
     if not _hooked:
         sys.addaudithook(_hook)
@@ -65,7 +86,9 @@ class PowerFailure(BaseException):
 
 
 def killed_at(step: int, root: Path, work: Callable[[], Any]) -> bool:
-    """Do `work` until its `step`-th change below `root`; that one and all later ones fail.
+    """Do `work` until its `step`-th moment below `root`; that one and all later ones fail.
+
+    Of each file that is not on the disk by then the second half is lost.
 
     Returns:
         Whether it came so far; else it ended by itself.
@@ -77,11 +100,39 @@ def killed_at(step: int, root: Path, work: Callable[[], Any]) -> bool:
 
     with watched(root, then=fail) as watch, suppress(PowerFailure):
         work()
-    return len(watch.changes) >= step
+    for path in watch.files_not_on_disk(root):
+        os.truncate(path, path.stat().st_size // 2)
+    return len(watch.moments) >= step
+
+
+def syncing(file: Any) -> None:
+    """Stands for `os.fsync` and `os.fdatasync`: notes what is on the disk, and waits for nothing.
+
+    Here a power failure is the end of a process, after which the system still has everything. So
+    nothing needs to wait for the real disk, which takes a minute for a thousand small files.
+    """
+    if _watch is not None:
+        stat = os.fstat(file if isinstance(file, int) else file.fileno())
+        for path in _watch.contents | {p.parent for p in _watch.names}:
+            if path.exists() and os.path.samestat(stat, path.stat()):
+                _synced(_watch, path)
+                return
+
+
+def syncing_all() -> None:
+    """Stands for `os.sync`."""
+    if _watch is not None:
+        for path in _watch.contents | {p.parent for p in _watch.names}:
+            _synced(_watch, path)
+
+
+def _synced(watch: Watch, path: Path) -> None:
+    _moment(watch, f"os.fsync {path}")
+    watch.contents.discard(path)
+    watch.names -= {p for p in watch.names if p.parent == path}
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
-    global _watch
     watch = _watch
     if watch is None or (event != "open" and event not in _CHANGES):
         return
@@ -91,13 +142,51 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     touched = next((p for p in args[:2] if _below(p, watch.roots, in_open_folder)), None)
     if touched is None:
         return
-    watch.changes.append(f"{event} {os.fsdecode(touched)}")
+    _moment(watch, f"{event} {os.fsdecode(touched)}")
+    if event == "os.rename":
+        _renamed(watch, os.fsdecode(args[0]), os.fsdecode(args[1]))
+    elif event in ("open", "os.mkdir"):
+        _made(watch, _real(os.fsdecode(touched)), args[2] if event == "open" else None)
+
+
+def _moment(watch: Watch, what: str) -> None:
+    global _watch
+    watch.moments.append(what)
     if watch.then is not None:
         _watch = None  # what `then` does is not watched
         try:
-            watch.then(len(watch.changes), watch.changes[-1])
+            watch.then(len(watch.moments), what)
         finally:
             _watch = watch
+
+
+def _made(watch: Watch, path: Path, flags: int | None) -> None:
+    """Something is made, or a file is opened with these flags to be written."""
+    there = path.exists()
+    if not there:
+        watch.names.add(path)
+    if flags is not None and not (there and flags & os.O_EXCL):  # that one fails
+        watch.contents.add(path)
+
+
+def _renamed(watch: Watch, source: str, target: str) -> None:
+    old, new = _real(source), _real(target)
+    watch.contents = {p for p in watch.contents if not _at_or_below(p, new)}
+    for paths in (watch.contents, watch.names):
+        moved = {p for p in paths if _at_or_below(p, old)}
+        paths -= moved
+        paths |= {new / p.relative_to(old) for p in moved}
+    watch.names.add(new)
+
+
+def _at_or_below(path: Path, place: Path) -> bool:
+    return path == place or place in path.parents
+
+
+def _real(path: str | Path) -> Path:
+    """A path as one name for one place; a link itself stays a link."""
+    folder, name = os.path.split(os.path.abspath(path))
+    return Path(os.path.realpath(folder)) / name
 
 
 def _below(path: object, roots: tuple[str, ...], in_open_folder: bool) -> bool:

@@ -1,7 +1,7 @@
 """Renames what the system may not have written yet.
 
 caught-by: test_files_are_on_the_disk_before_they_get_their_name
-hint: one-step
+hint: on-the-disk
 """
 
 from __future__ import annotations
