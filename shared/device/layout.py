@@ -16,8 +16,10 @@ member                 what it holds
 ``tokenizer/...``      the tokenizer
 =====================  ===========================================================================
 
-From the third member on, members are sorted by name. Each has mode 0644, user and group 0 without
-names, and time 0, so that the same content is the same archive.
+Who makes a bundle sorts the members from the third on by name, and gives each mode 0644, user and
+group 0 without names, and time 0, so that the same content is the same archive. The device does not
+ask for that: the first two have their places, the others may come in any order, and all of them
+with any mode, owner and time. What counts for it is signed: paths, sizes and hashes.
 """
 
 from __future__ import annotations
@@ -68,8 +70,10 @@ class Limits:
     """What the device takes at most. It refuses more before it reads it."""
 
     files: int = 256
+    """Those that the manifest lists; manifest and signature do not count."""
     total_bytes: int = 1 << 30
-    """Of all members together, and of all that a wheel unpacks to."""
+    """Of all members together, with manifest and signature. And of all that one wheel unpacks to,
+    for each wheel by itself."""
     manifest_bytes: int = 1 << 20
     document_bytes: int = 128 << 20
     """Of one file that has to be read as a whole to know what it is: JSON, text, a wheel."""
@@ -155,7 +159,7 @@ class Manifest:
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """A version as numbers, to compare: 1.10 is newer than 1.9.
+    """A version as numbers, to compare: 1.10 is newer than 1.9, and 1.0 is as old as 1.0.0.
 
     Raises:
         ValueError: it is not made of one to four numbers.

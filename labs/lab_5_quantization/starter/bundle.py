@@ -12,6 +12,8 @@ The format is in `shared/device/layout.py`. What the device refuses, and how it 
   signature has been found right. Nothing is written before the whole archive has been found right.
 - The archive may change while it is read: it lies on a stick that others can write. What is
   installed is what was signed, or nothing.
+- It does not ask for what `build` does only to get the same bytes again: from the third member on
+  it takes any order, and of all members any mode, owner and time.
 
 **Paths.** A path in a manifest is relative, its parts are parted by "/", each part is made of ASCII
 letters, digits, ".", "_", "+", "-" and does not begin with "." or "-". It is ``sbom.cdx.json`` or
@@ -36,9 +38,9 @@ code on the device as soon as a careless loader opens it.
 ==================  =============================================================================
 
 A wheel is unpacked on the device. So its members have relative paths without "..", backslash and
-":", none is a link, none comes twice in one or in two wheels, none is in a format that runs code
-when it is loaded as data (``.pkl``, ``.pickle``, ``.pt``, ``.pth``, ``.joblib``), and together they
-unpack to no more than `Limits.total_bytes`.
+":", none is a link, no path comes twice in one wheel and no file in two (in small letters), none is
+in a format that runs code when it is loaded as data (``.pkl``, ``.pickle``, ``.pt``, ``.pth``,
+``.joblib``), and those of one wheel together unpack to no more than `Limits.total_bytes`.
 
 **On the device.** `dest` is the one folder that may be written::
 
@@ -47,8 +49,11 @@ unpack to no more than `Limits.total_bytes`.
 
 A folder of this name is complete: it was made under another name, that begins with ".", and
 renamed when all its files were on the disk (`os.fsync`); before it is removed it is renamed again.
-`installed.json` is replaced in the same way. So whenever the power fails, the device has the
-version from before, or the new one.
+`installed.json` is replaced in the same way, and not written where it is. A new name is on the disk
+when its folder is: `os.fsync` is called for `versions` before `installed.json` names a version in
+it, and for `dest` before an older version is removed and before `install` or `rollback` returns.
+(It is not asked for the folders within a version.) So whenever the power fails, the device has the
+version from before, or the new one, and the previous one that `installed.json` names.
 """
 
 from __future__ import annotations
@@ -146,7 +151,8 @@ def build(
     """Write a bundle and return its manifest.
 
     It holds the components, ``licences/<component name>.txt`` for each of them, and the SBOM. The
-    same components give the same bytes. `archive` is replaced in one step, or left as it was.
+    same components give the same bytes. `archive` is replaced in one step, or left as it was; its
+    folder is there already.
 
     Raises:
         ValueError: as `make_sbom`; a licence text is empty; or two components have one name and
@@ -182,8 +188,9 @@ def verify(archive: Path, public_key: bytes, limits: Limits | None = None) -> Ma
     Raises:
         Refused: naming what is wrong: a signature that is missing or not by this key, a file that
             is missing, changed, cut off, too much, or there twice, a member that is no regular
-            file, a path or a format that is not taken, more than `limits`, or anything after the
-            end.
+            file, a path or a format that is not taken, a bundle without SBOM (naming that), more
+            than `limits`, or anything after the end. For too many files, or for too much in total,
+            any member may be named.
     """
     raise NotImplementedError("Task 5.7: write verify")
 
@@ -198,14 +205,16 @@ def install(
 ) -> Installed:
     """Verify a bundle, then put it on the device and make it the current version.
 
-    The version that was current becomes the previous one. Older ones, and what an interrupted run
-    left, are removed, after the new one is current. The version that is current already, with the
-    same manifest, is left as it is, and nothing is written.
+    `dest` is made if it is not there. The version that was current becomes the previous one. Older
+    ones are removed after the new one is current, not before; what an interrupted run left is
+    removed, too. The version that is current already, with the same manifest, is left as it is, and
+    nothing is written.
 
     Raises:
         Refused: as `verify`, before anything is written; or naming ``manifest.json``: the version
-            is older than the current one and `allow_downgrade` is not given, the device has this
-            version with another manifest, or it runs a bundle of another name.
+            is older than the current one (by `version_key`) and `allow_downgrade` is not given, the
+            device has a folder of this version with another manifest (a rollback may have left it),
+            or it runs a bundle of another name. 1.0 and 1.0.0 are two versions, neither is older.
         OSError: the disk is full, for one. The device still has the version from before.
     """
     raise NotImplementedError("Task 5.7: write install")
@@ -218,6 +227,8 @@ def installed(dest: Path) -> Installed | None:
 
 def rollback(dest: Path) -> Installed:
     """Make the previous version the current one. There is no previous one then.
+
+    The version that was current keeps its folder until another one is installed.
 
     Raises:
         LookupError: there is none to go back to.

@@ -153,7 +153,6 @@ def build(
     sources |= {c.path: c.source for c in components}
     _check_paths(sources)
 
-    archive.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(prefix=f".{archive.name}-", dir=archive.parent)
     try:
         with os.fdopen(handle, "wb") as out:
