@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from shared.classroom import reports, tracking
+from shared.classroom import reports, similarity, tracking
 from shared.classroom.exports import (
     canvas_csv,
     github_classroom_json,
@@ -44,7 +44,7 @@ from shared.classroom.similarity import (
 from shared.classroom.text import cell, visible, xml_text
 from shared.classroom.verdicts import TAMPERED, Labs, known_labs
 from shared.errors import UserError
-from shared.grading.lab import Lab
+from shared.grading.lab import Lab, all_labs
 from tests import made_class as made
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
@@ -572,6 +572,29 @@ def given(rows):
         raise RuntimeError(str(error)) from error
 """
 
+LONG = OWN.replace("given", "one") + "".join(
+    f"\n\ndef more_{n}(rows, total):\n    {line}\n    return total[rows[{n}]] {sign} len(rows)\n"
+    for n, (line, sign) in enumerate(
+        [
+            ("while total > 3 and rows: total -= rows.pop() or 1", "+"),
+            (
+                "with open(rows[0]) as file: total = [s.strip() for s in file if s and s != total]",
+                "-",
+            ),
+            ("assert isinstance(total, dict) and not rows is None, (rows, total, 'no rows')", "**"),
+            (
+                "try: total = {k: v for k, v in zip(rows, total.values(), strict=True)}\n"
+                "    except (KeyError, ValueError) as error: raise RuntimeError(rows) from error",
+                "//",
+            ),
+            (
+                "yield from sorted(total, key=lambda row: (-row[0], row[1] % 2))[::-2]",
+                "%",
+            ),
+        ]
+    )
+)
+
 
 def disguised(source: str) -> str:
     """The same code with other names, comments and layout."""
@@ -624,7 +647,8 @@ def test_disguised_copies_are_found_and_nobody_else(lab: Lab, tmp_path: Path) ->
         "empty": "",
     }
     result = handed_in(lab, tmp_path, files)
-    pairs = similar_pairs(result, {7: lab})
+    found = similar_pairs(result, {7: lab})
+    pairs = [p for p in found if not p.of_reference]
     assert {(p.a, p.b) for p in pairs} == {
         ("broken", "copied"),
         ("broken", "original"),
@@ -640,6 +664,59 @@ def test_disguised_copies_are_found_and_nobody_else(lab: Lab, tmp_path: Path) ->
     assert "total.setdefault(key, 1)" in page.text
     assert "zz.setdefault(k0, 1)" in page.text
     assert made.SCRIPT in page.text
+
+
+def test_who_is_close_to_the_reference_is_listed_apart(lab: Lab, tmp_path: Path) -> None:
+    variants = lab.folder / "variants" / "task_1"
+    variants.mkdir(parents=True)
+    (variants / "right_own.py").write_text(STARTER + LONG, encoding="utf-8")
+    (variants / "wrong_own.py").write_text(STARTER + 3 * OWN, encoding="utf-8")
+    files = {
+        "same": STARTER + LONG,
+        "renamed": "# mine\n" + STARTER + LONG.replace("total", "zz").replace("):", "):  # own"),
+        "wrong": STARTER + OWN,
+        "starter": STARTER,
+        "short": STARTER + OTHER,
+    } | {f"many-{n}": STARTER + LONG for n in range(20)}
+    result = handed_in(lab, tmp_path, files)
+    found = similar_pairs(result, {7: lab})
+    close = [p for p in found if p.of_reference]
+    assert {p.a for p in close} == files.keys() - {"wrong", "starter", "short"}
+    assert {(p.b, p.similarity) for p in close} == {("variants/task_1/right_own.py", 1.0)}
+    assert rows(similarity_csv(found))[1][3] == "reference: variants/task_1/right_own.py"
+    page = assert_inert(similarity_page(found, result))
+    assert "Close to the reference" in page.text
+    assert "22 files" in page.text
+    assert "Nobody." in Page(similarity_page([], result)).text
+
+
+def test_right_variants_are_not_close_to_the_solution_and_starters_share_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each task somebody handed in the starter, the solution, and each right variant."""
+    references = similarity._references
+    monkeypatch.setattr(
+        similarity,
+        "_references",
+        lambda *at: {k: v for k, v in references(*at).items() if k.startswith("solution/")},
+    )
+    labs = {lab.number: lab for lab in all_labs()}
+    variants: dict[str, dict[int, Path]] = {}
+    for number, one in labs.items():
+        places = [("starter", t.file, one.folder / "starter" / t.file) for t in one.tasks]
+        places += [("copy", t.file, one.folder / "solution" / t.file) for t in one.tasks]
+        for task in one.tasks:
+            right = sorted((one.folder / "variants" / task.stem).glob("right_*.py"))
+            places += [(f"right-{n}", task.file, path) for n, path in enumerate(right)]
+        for who, file, source in places:
+            folder = variants.setdefault(who, {}).setdefault(number, tmp_path / who / str(number))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(source.read_bytes())
+    learners = people(*variants)
+    handed = {one.id: Submission(learner=one, source="", labs=variants[one.id]) for one in learners}
+    result = made.class_of(list(labs.values()), [], learners, handed)
+    near = {(p.lab, p.file, p.a) for p in similar_pairs(result, labs) if p.of_reference}
+    assert near == {(lab, t.file, "copy") for lab, one in labs.items() for t in one.tasks}
 
 
 def test_what_many_wrote_counts_for_nobody(lab: Lab, tmp_path: Path) -> None:

@@ -14,9 +14,13 @@ the one behind MOSS.
    do those that many learners have: they are what the task asks for.
 4. A pair's similarity is the number of fingerprints they share over those of the one with fewer.
 
+5. A second list holds who is close to the reference: each file is compared with the solution and
+   the right variants of its task by the same figure, and only the starter counts for nobody there.
+   Its threshold is high (`CLOSE`): of the right variants, which are other ways to solve a task or
+   rewritten solutions, none reaches it against the solution.
+
 Near matches are stretched to their full length and shown side by side. A high figure is a reason
-to read both files, never a verdict: short tasks leave few ways to solve them. Two who both copied
-the reference are not listed.
+to read both files, never a verdict: short tasks leave few ways to solve them.
 """
 
 from __future__ import annotations
@@ -43,6 +47,10 @@ THRESHOLD = 0.5
 """Pairs from this similarity on are listed."""
 LEAST = 8
 """Shared fingerprints below which a pair is not listed: about 65 tokens."""
+CLOSE = 0.9
+"""Files from this similarity to a reference on are listed."""
+LEAST_OF_REFERENCE = 24
+"""Fingerprints shared with a reference below which a file is not listed: about 160 tokens."""
 COMMON = 10
 """A fingerprint of more learners than this, and than a twentieth of them, counts for nobody."""
 _LONGEST_FILE = 200_000
@@ -87,9 +95,11 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two learners' files of one task that share more than the task asks for.
+    """Two files of one task that share more than the task asks for.
 
     Attributes:
+        a, b: whose they are, by id; `b` is a reference's path in the lab's folder where
+            `of_reference`.
         similarity: shared fingerprints over those of the one with fewer, from 0 to 1.
         share_a, share_b: shared fingerprints over those of each.
         fragments: what they share, longest first.
@@ -106,6 +116,7 @@ class Pair:
     fragments: list[Fragment]
     text_a: Text
     text_b: Text
+    of_reference: bool = False
 
 
 def tokens(source: str) -> Text:
@@ -160,11 +171,14 @@ def winnow(values: list[int]) -> dict[int, list[int]]:
 
 
 def similar_pairs(result: ClassResult, labs: Labs) -> list[Pair]:
-    """The pairs of a class, most similar first."""
+    """The pairs of a class, and who is close to a reference; most similar first."""
     found: list[Pair] = []
     for lab in result.labs:
         for file, texts in sorted(_texts(result, lab, labs).items()):
-            found += _pairs(lab, file, texts, _given(lab, file, labs))
+            given = _given(lab, file, labs, "starter", "drafts")
+            found += _close_to_reference(lab, file, texts, _references(lab, file, labs), given)
+            given |= _given(lab, file, labs, "solution")
+            found += _pairs(lab, file, texts, given)
     return sorted(found, key=lambda p: (-p.similarity, -p.shared, p.lab, p.file, p.a, p.b))
 
 
@@ -183,11 +197,11 @@ def _texts(result: ClassResult, lab: int, labs: Labs) -> dict[str, dict[str, Tex
     return found
 
 
-def _given(lab: int, file: str, labs: Labs) -> set[int]:
-    """Every hash of what learners were given, and of the reference."""
+def _given(lab: int, file: str, labs: Labs, *parts: str) -> set[int]:
+    """Every hash of the file as these folders of the lab have it."""
     if lab not in labs:
         return set()
-    folders = (labs[lab].folder / name for name in ("starter", "solution", "drafts"))
+    folders = (labs[lab].folder / name for name in parts)
     return {
         value
         for path in (folder / file for folder in folders)
@@ -196,16 +210,64 @@ def _given(lab: int, file: str, labs: Labs) -> set[int]:
     }
 
 
+def _references(lab: int, file: str, labs: Labs) -> dict[str, Text]:
+    """The solution and the right variants, by their paths in the lab's folder."""
+    if lab not in labs:
+        return {}
+    folder = labs[lab].folder
+    variants = sorted((folder / "variants" / Path(file).stem).glob("right_*.py"))
+    return {
+        path.relative_to(folder).as_posix(): tokens(_read(path))
+        for path in (folder / "solution" / file, *variants)
+        if path.is_file()
+    }
+
+
+def _close_to_reference(
+    lab: int, file: str, texts: dict[str, Text], references: dict[str, Text], given: set[int]
+) -> Iterable[Pair]:
+    """Each learner's file beside the reference that it is closest to, if it is close."""
+    known = {name: _prints(text, given) for name, text in references.items()}
+    for learner, text in texts.items():
+        own = _prints(text, given)
+        best: Pair | None = None
+        for name, theirs in known.items():
+            count = len(own.keys() & theirs.keys())
+            if count < LEAST_OF_REFERENCE or count / min(len(own), len(theirs)) < CLOSE:
+                continue
+            similarity = count / min(len(own), len(theirs))
+            if best is not None and (best.similarity, best.shared) >= (similarity, count):
+                continue
+            best = Pair(
+                lab=lab,
+                file=file,
+                a=learner,
+                b=name,
+                similarity=similarity,
+                share_a=count / len(own),
+                share_b=count / len(theirs),
+                shared=count,
+                fragments=_fragments(text, references[name], own, theirs, set()),
+                text_a=text,
+                text_b=references[name],
+                of_reference=True,
+            )
+        if best is not None:
+            yield best
+
+
+def _prints(text: Text, given: set[int]) -> dict[int, list[int]]:
+    """A file's fingerprints without those that are given."""
+    return {v: at for v, at in winnow(hashes(text.tokens)).items() if v not in given}
+
+
 def _read(path: Path) -> str:
     with path.open("rb") as file:
         return file.read(4 * _LONGEST_FILE).decode("utf-8", "replace")
 
 
 def _pairs(lab: int, file: str, texts: dict[str, Text], given: set[int]) -> Iterable[Pair]:
-    prints = {
-        learner: {v: at for v, at in winnow(hashes(text.tokens)).items() if v not in given}
-        for learner, text in texts.items()
-    }
+    prints = {learner: _prints(text, given) for learner, text in texts.items()}
     owners: dict[int, list[str]] = {}
     for learner, own in prints.items():
         for value in own:
@@ -272,13 +334,14 @@ def _fragments(
 
 
 def similarity_csv(pairs: list[Pair]) -> str:
-    """All pairs, as a spreadsheet."""
+    """All of it as a spreadsheet: who is close to a reference first, then pairs of learners."""
     header = ["Lab", "File", "Learner A", "Learner B", "Similarity", "Of A", "Of B"]
     rows: list[list[object]] = [[*header, "Shared fingerprints", "Longest fragment (tokens)"]]
-    for p in pairs:
+    for p in sorted(pairs, key=lambda p: not p.of_reference):
         longest = p.fragments[0].tokens if p.fragments else 0
         shares = [round(share, 3) for share in (p.similarity, p.share_a, p.share_b)]
-        rows.append([p.lab, p.file, p.a, p.b, *shares, p.shared, longest])
+        other = f"reference: {p.b}" if p.of_reference else p.b
+        rows.append([p.lab, p.file, p.a, other, *shares, p.shared, longest])
     return table(rows)
 
 
@@ -294,21 +357,30 @@ class _Shown:
 
 
 def similarity_page(pairs: list[Pair], result: ClassResult) -> str:
-    """The pairs with what they share, side by side."""
+    """Both lists with what is shared, side by side."""
     names = {learner.id: one_line(learner.name, 120) for learner in result.learners}
+    close = [p for p in pairs if p.of_reference]
+    both = [p for p in pairs if not p.of_reference]
     shown = [
-        (
-            p,
-            names.get(p.a, p.a),
-            names.get(p.b, p.b),
-            [_shown(f, p) for f in p.fragments][:_FRAGMENTS],
-        )
-        for p in pairs[:_PAIRS_SHOWN]
+        [
+            (
+                p,
+                names.get(p.a, p.a),
+                p.b if p.of_reference else names.get(p.b, p.b),
+                [_shown(f, p) for f in p.fragments][:_FRAGMENTS],
+            )
+            for p in found[:_PAIRS_SHOWN]
+        ]
+        for found in (close, both)
     ]
     return render(
         "similarity.html",
-        pairs=shown,
-        count=len(pairs),
+        close=shown[0],
+        count_close=len(close),
+        close_from=CLOSE,
+        least_close=LEAST_OF_REFERENCE,
+        pairs=shown[1],
+        count=len(both),
         threshold=THRESHOLD,
         least=LEAST,
         shortest=K + W - 1,
