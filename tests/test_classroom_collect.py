@@ -201,6 +201,41 @@ def test_the_last_of_several_hand_ins_counts_lab_by_lab(submissions: Path, into:
     assert "lab2-10.zip" in found.notes[0].text
 
 
+def test_a_late_hand_in_counts_and_is_noted_for_the_labs_that_come_from_it(
+    submissions: Path, into: Path
+) -> None:
+    write_zip(submissions / "doejane_12345_67890_lab2.zip", drift("on time"))
+    write_zip(submissions / "doejane_LATE_12345_67899_lab2-1.zip", drift("late"))
+    write_zip(submissions / "doejane_12345_67880_lab1.zip", below("lab_1", honest_files(SERVING)))
+    found = only(collect(submissions, into))
+    assert mark_of(found) == "late"
+    notes = {note.kind: note for note in found.notes}
+    assert notes.keys() == {"late", "handed in again"}
+    assert (notes["late"].lab, "lab2-1.zip" in notes["late"].text) == (2, True)
+    (submissions / "doejane_LATE_12345_67899_lab2-1.zip").write_bytes(b"PK\x03\x04 broken")
+    assert "late" not in kinds(only(collect(submissions, into)))
+
+
+def test_a_late_single_file_is_noted(submissions: Path, into: Path) -> None:
+    for number, (name, content) in enumerate(drift("it").items()):
+        late = "LATE_" if number == 1 else ""
+        (submissions / f"doejane_{late}12345_{67890 + number}_{name}").write_bytes(content)
+    assert kinds(only(collect(submissions, into))) == {"late"}
+
+
+@pytest.mark.parametrize("named", ["doejane_12345_67890_lab2.zip", "doejane_12345_67890_lab2"])
+def test_the_roster_s_column_submission_chooses_between_hand_ins(
+    named: str, tmp_path: Path, submissions: Path, into: Path
+) -> None:
+    write_zip(submissions / "doejane_12345_67890_lab2.zip", drift("on time"))
+    write_zip(submissions / "doejane_LATE_12345_67899_lab2-1.zip", drift("late"))
+    path = roster(tmp_path, f"id,name,submission\njdoe,Jane Doe,{named}\n")
+    found = only(collect(submissions, into, roster=path))
+    assert (mark_of(found), kinds(found)) == ("on time", {"not chosen"})
+    assert found.source == "doejane_12345_67890_lab2.zip"
+    assert "LATE" in found.notes[0].text
+
+
 def test_where_the_last_hand_in_is_broken_the_one_before_counts(
     submissions: Path, into: Path
 ) -> None:
@@ -244,6 +279,22 @@ def test_of_several_copies_of_a_lab_the_one_where_learners_work_is_taken(
     found = only(collect(submissions, into))
     assert mark_of(found) == "work"
     assert "several copies" in kinds(found)
+
+
+def test_what_a_learner_s_edition_brings_of_its_own_is_no_news(
+    submissions: Path, into: Path
+) -> None:
+    """Each clone of it holds the starters as they were, changed ones too."""
+    starters = below("labs/lab_2_drift/pristine", drift("pristine") | {"gateway.py": b"#"})
+    own = {"shared/edition.json": b"{}", "tests/test_edition.py": b"#"}
+    write_files(submissions / "ada", CLONE | starters | own)
+    write_zip(submissions / "bob.zip", below("starter", drift("it")) | below("pristine", drift()))
+    write_files(submissions / "cy", below("lab_2_drift/pristine", drift("pristine")))
+    write_files(submissions / "di", below("pristine", drift("it")))
+    ada, bob, cy, di = collect(submissions, into)
+    assert (mark_of(ada), mark_of(bob), ada.notes, bob.notes) == ("it", "it", (), ())
+    assert "No task file" in cy.problem
+    assert mark_of(di) == "it"
 
 
 def test_a_file_of_two_labs_is_placed_by_a_number_or_left_out(

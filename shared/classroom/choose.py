@@ -3,7 +3,7 @@
 A lab's files are looked for where learners work (``labs/lab_1_serving/starter``), in a folder
 named like the lab, and, where no name says which lab it is, by the names of the task files.
 Folders of a checkout that hold other people's work under the same names (solutions, drafts,
-variants, checks) are never looked at.
+variants, checks) are never looked at, and neither is what a learner's edition brings of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from shared.classroom.names import is_archive_name
 from shared.classroom.noticing import LEFT_OUT, Noticed
 from shared.classroom.tree import Entry, Limits, Parts, is_skipped
+from shared.edition import MARKER, PRISTINE
 from shared.grading.lab import Lab
 from shared.paths import LABS, ROOT
 
@@ -28,6 +29,8 @@ _LAB_NAME = re.compile(r"lab[ _-]?0*(\d{1,2})(?!\d)", re.IGNORECASE)
 _OTHERS = {"solution", "solutions", "drafts", "variants", "checks", "tests", "support", "shared"}
 _NOT_LEARNERS = frozenset({*_OTHERS, "notebooks", "requirements"})
 _OWN = frozenset({*_OTHERS, "labs", "starter"})
+_EDITION_S = frozenset({MARKER, "tests/test_edition.py"})
+"""Files that a learner's edition has and this checkout lacks, besides the starters as they were."""
 _COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib")
 
 
@@ -71,7 +74,7 @@ def choose(
         hint: the hand-in's name, which may say a lab's number.
         noticed: takes down what is left out.
     """
-    kept = _without_tools(entries, noticed, limits)
+    kept = _without_pristine(_without_tools(entries, noticed, limits))
     folders: dict[Parts, list[Entry]] = defaultdict(list)
     for entry in kept:
         if entry.kind != "folder":
@@ -135,6 +138,23 @@ def _without_tools(entries: Iterable[Entry], noticed: Noticed, limits: Limits) -
             entry = before
         found[entry.parts] = entry
     return list(found.values())
+
+
+def _without_pristine(entries: list[Entry]) -> list[Entry]:
+    """All but the starters as they were: each lab of a learner's edition has them in a folder.
+
+    Nobody works there, so a file that was changed there is no news either.
+    """
+    worked_in = {e.parts[:n] for e in entries for n, p in enumerate(e.parts[:-1]) if p == "starter"}
+
+    def is_pristine(parts: Parts) -> bool:
+        return any(
+            part == PRISTINE
+            and (parts[:n] in worked_in or (n > 0 and _LAB_NAME.match(parts[n - 1]) is not None))
+            for n, part in enumerate(parts)
+        )
+
+    return [e for e in entries if not is_pristine(e.parts)]
 
 
 def _best(
@@ -346,6 +366,8 @@ def _roots(chosen: Collection[LabFiles]) -> set[tuple[Parts, Path]]:
 
 def _is_there(base: Path, below: Parts) -> bool:
     """Whether this checkout has something of that path."""
+    if base == ROOT and "/".join(below) in _EDITION_S:
+        return True
     try:
         return bool(below) and len("/".join(below)) < 1000 and (base / Path(*below)).exists()
     except (OSError, ValueError):

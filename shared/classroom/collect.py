@@ -33,11 +33,13 @@ class _Group:
     Attributes:
         row: the learner in the roster.
         remark: why they are not found in it, if they are not.
+        passed_over: what they handed in besides the one that the roster names.
     """
 
     hand_ins: list[HandInName]
     row: Row | None = None
     remark: str = ""
+    passed_over: tuple[HandInName, ...] = ()
 
 
 def collect(
@@ -178,8 +180,21 @@ def _groups(names: list[str], people: Roster | None) -> list[_Group]:
                 others.append(_Group(hand_ins, None, _unsure([row] if row else [])))
     groups = [*of_roster.values(), *others]
     for group in groups:
+        if group.row is not None and group.row.submission:
+            _keep_the_named(group, group.row)
         group.hand_ins.sort(key=lambda h: (h.order, not is_archive_name(h.raw), h.raw))
     return groups
+
+
+def _keep_the_named(group: _Group, row: Row) -> None:
+    """Who hands in more than once is graded on what the roster names, where it names one.
+
+    Single files are parts of a hand-in, so one that is named does not stand for the others.
+    """
+    named = [h for h in group.hand_ins if row.names(h)]
+    if named and not all(h.raw.endswith(".py") for h in named):
+        group.passed_over = tuple(h for h in group.hand_ins if h not in named)
+        group.hand_ins = named
 
 
 def _unsure(fits: list[Row]) -> str:
@@ -214,6 +229,8 @@ def _learners(groups: list[_Group]) -> list[Learner]:
 def _collect_one(group: _Group, learner: Learner, taker: Taker, store: Store) -> Submission:
     if group.remark:
         taker.noticed.add("not in the roster", group.remark)
+    for passed_over in group.passed_over:
+        taker.noticed.add("not chosen", passed_over.raw)
     taker.take(group.hand_ins)
     places = store.put(learner.id, taker.files)
     problem = ""

@@ -24,7 +24,7 @@ ARCHIVE_SUFFIXES = (
 """How the names of archives end, of those too that nobody here opens; the longest first."""
 
 _CANVAS = re.compile(
-    r"(?P<person>[^_]+)(?:_late)?_(?P<user>\d{2,})_(?P<attachment>\d{2,})_(?P<file>.+)",
+    r"(?P<person>[^_]+)(?P<late>_late)?_(?P<user>\d{2,})_(?P<attachment>\d{2,})_(?P<file>.+)",
     re.IGNORECASE | re.DOTALL,
 )
 _MOODLE = re.compile(
@@ -51,6 +51,7 @@ class HandInName:
         external_id: the platform's number for the learner, or ``""``.
         file: the file's name as the learner gave it, without a platform's ``-1``.
         order: grows with every time that a learner hands in anew.
+        late: whether the platform says that it came after the deadline.
     """
 
     raw: str
@@ -59,6 +60,7 @@ class HandInName:
     external_id: str = ""
     file: str = ""
     order: tuple[int, int] = (0, 0)
+    late: bool = False
 
     @property
     def key(self) -> tuple[str, str]:
@@ -77,7 +79,15 @@ def parse(raw: str) -> HandInName:
     if canvas:
         file, again = _again(canvas["file"])
         order = (again, int(canvas["attachment"][:18]))
-        return HandInName(raw, canvas["person"], "Canvas", canvas["user"], file=file, order=order)
+        return HandInName(
+            raw,
+            canvas["person"],
+            "Canvas",
+            canvas["user"],
+            file=file,
+            order=order,
+            late=canvas["late"] is not None,
+        )
     stem, suffix = split_suffix(raw)
     return HandInName(raw, stem or raw, file=f"{stem}{suffix}")
 

@@ -50,6 +50,8 @@ _SAID = {
     "other spelling": "{} is taken for the task's file, which is spelt otherwise.",
     "duplicate name": "{} is in the archive more than once; the last one counts.",
     "several copies": "The lab is in more than one place: {} is graded.",
+    "late": "{} came after the deadline, as its name says, and is graded all the same.",
+    "not chosen": "{} is left out: the roster's column submission names another one.",
     "handed in again": "The lab was handed in more than once: {} counts.",
     "which lab": "{} could be of more than one lab and is left out. Put it into the lab's folder.",
     "unknown lab": "{} is of a lab that is not in this checkout.",

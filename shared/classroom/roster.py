@@ -62,6 +62,11 @@ class Row:
     github: str
     line: int
 
+    def names(self, name: HandInName) -> bool:
+        """Whether its column for what was handed in says this name, with or without ``.zip``."""
+        stem = split_suffix(name.raw)[0]
+        return bool(self.submission) and _same(self.submission) in {_same(name.raw), _same(stem)}
+
 
 @dataclass(frozen=True)
 class Roster:
@@ -79,10 +84,9 @@ class Roster:
             How sure it is, 0 being the surest, and whom it fits.
         """
         stem = split_suffix(name.raw)[0]
-        alike = {_same(name.raw), _same(stem)}
         people = {_same(name.person), _same(stem)}
         tiers = (
-            [r for r in self.rows if r.submission and _same(r.submission) in alike],
+            [r for r in self.rows if r.names(name)],
             [r for r in self.rows if _is_number(r.learner.external_id, name.external_id)],
             [r for r in self.rows if people & {_same(t) for t in _handles(r) if t}],
             self._with_longest_ending(stem),

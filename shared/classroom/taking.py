@@ -48,12 +48,16 @@ class Taker:
         self.files: Files = {}
         self.noticed = Noticed()
         self.problems: list[str] = []
+        self._late: dict[int, list[str]] = {}
         self._folder = folder
         self._known = known
         self._limits = limits
 
     def take(self, hand_ins: list[HandInName]) -> None:
-        """Take what is graded, oldest first: of a lab that is there twice the last one counts."""
+        """Take what is graded, oldest first: of a lab that is there twice the last one counts.
+
+        A late one counts like any other, and is noted.
+        """
         loose = [h for h in hand_ins if self._is_source(h)]
         for hand_in in hand_ins:
             if hand_in not in loose:
@@ -62,26 +66,31 @@ class Taker:
             files = {h.file: h.raw for h in loose}
             with closing(FolderTree.of_files(files, self._folder, self._limits)) as tree:
                 hint = " ".join(h.raw for h in loose)
-                self._take_tree(tree, tree.entries, hint, one_by_one=True)
+                late = [h.raw for h in loose if h.late]
+                self._take_tree(tree, tree.entries, hint, late, one_by_one=True)
+        for number, names in self._late.items():
+            for name in names:
+                self.noticed.add("late", name, number)
 
     def _take_one(self, hand_in: HandInName) -> None:
         """Take the labs out of one folder or archive."""
         name = hand_in.raw
+        late = [name] if hand_in.late else []
         try:
             kind = self._kind(name)
             if kind == "folder":
                 with closing(FolderTree(name, self._folder, self._limits)) as tree:
-                    self._take_folder(tree, name)
+                    self._take_folder(tree, name, late)
             elif kind == "file":
                 file = open_regular(name, self._folder)
                 with closing(open_archive(file, name, self._limits)) as archive:
-                    self._take_tree(archive, archive.entries, name)
+                    self._take_tree(archive, archive.entries, name, late)
             else:
                 raise HandInError(f"it is a {kind}, which is never followed or opened")
         except (HandInError, FileError) as error:
             self.problems.append(f"{shown(name)} cannot be used: {error}.")
 
-    def _take_folder(self, tree: FolderTree, name: str) -> None:
+    def _take_folder(self, tree: FolderTree, name: str, late: list[str]) -> None:
         """A folder's own labs, and those of archives right in it, as in Moodle's download."""
         archives = [e for e in tree.entries if len(e.parts) == 1 and is_archive_name(e.name)]
         archives = [e for e in archives if e.kind == "file"][: self._limits.archives]
@@ -90,17 +99,24 @@ class Taker:
             try:
                 opened = open_archive(tree.open(entry), entry.name, self._limits)
                 with closing(opened) as archive:
-                    self._take_tree(archive, archive.entries, path)
+                    self._take_tree(archive, archive.entries, path, late)
             except (HandInError, FileError) as error:
                 self.problems.append(f"{shown(path)} cannot be used: {error}.")
-        self._take_tree(tree, [e for e in tree.entries if e not in archives], name)
+        self._take_tree(tree, [e for e in tree.entries if e not in archives], name, late)
 
     def _take_tree(
-        self, tree: Tree, entries: Collection[Entry], name: str, *, one_by_one: bool = False
+        self,
+        tree: Tree,
+        entries: Collection[Entry],
+        name: str,
+        late: list[str],
+        *,
+        one_by_one: bool = False,
     ) -> None:
         """Read what is graded out of a tree; all of it, or nothing if some cannot be trusted.
 
         Args:
+            late: names of what came after the deadline.
             one_by_one: its files join those that a lab has already.
 
         Raises:
@@ -129,6 +145,7 @@ class Taker:
             if before:
                 self.noticed.add("handed in again", name, number)
             kept = before if one_by_one else {}
+            self._late[number] = late
             self.files[number] = kept | taken[number] | lab_files.given
 
     def _kind(self, name: str) -> Kind:
