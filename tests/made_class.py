@@ -142,6 +142,8 @@ def hostile_class(folder: Path) -> tuple[ClassResult, dict[int, Lab]]:
             email=text,
             section=text,
             external_id=text,
+            canvas=dict.fromkeys(("Student", "ID", "SIS User ID", "SIS Login ID", "Section"), text),
+            moodle={"ID number": text, "Username": text},
         )
         learners.append(who)
         note = Note(kind=text, text=text, lab=8)

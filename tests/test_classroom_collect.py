@@ -734,6 +734,54 @@ def test_the_lists_of_platforms_are_read_as_they_come(
     assert not found.notes
 
 
+def test_a_number_in_a_name_is_an_id_of_its_own_system_only(
+    tmp_path: Path, submissions: Path, into: Path
+) -> None:
+    write_zip(submissions / "müllerzoë_LATE_4242_998877_lab2.zip", drift("it"))
+    canvas = only(collect(submissions, into)).learner
+    assert (canvas.canvas, canvas.moodle) == ({"ID": "4242"}, {})
+    # A list of one's own neither changes that nor gives it to anybody else.
+    own = roster(tmp_path, "id,name,identifier\nzoe,Müller Zoë,77\nben,Ben,4242\n")
+    zoe, ben = (s.learner for s in collect(submissions, into, roster=own))
+    assert (zoe.canvas, ben.canvas) == ({"ID": "4242"}, {})
+    # Beside other names, one that looks like Canvas's may be a team, a version and a year.
+    write_zip(submissions / "Ann Poe_345_assignsubmission_file_lab2.zip", drift("it"))
+    found = [s.learner for s in collect(submissions, into)]
+    assert [(one.canvas, one.moodle) for one in found] == [({}, {}), ({}, {})]
+
+
+@pytest.mark.parametrize(
+    ("text", "canvas", "moodle"),
+    [
+        ("Student,ID,Email\nJane,12345,j@x.test\n", {}, {}),
+        ("id,name,external id\njane,Jane,12345\n", {}, {}),
+        (
+            "id,canvas id,sis login id,moodle username\njane,12345,jd,jdoe\n",
+            {"ID": "12345", "SIS Login ID": "jd"},
+            {"Username": "jdoe"},
+        ),
+        (
+            "First name,Last name,ID number,Email address\nJane,Doe,0042,j@x.test\n",
+            {},
+            {"ID number": "0042"},
+        ),
+        ("identifier,github_username,github_id,name\n12345,jd,7,Jane\n", {}, {}),
+    ],
+)
+def test_a_system_s_ids_are_read_from_its_own_columns_only(
+    text: str, canvas: dict[str, str], moodle: dict[str, str], tmp_path: Path
+) -> None:
+    (row,) = read_roster(roster(tmp_path, text)).rows
+    assert (row.learner.canvas, row.learner.moodle) == (canvas, moodle)
+
+
+def test_a_number_of_one_platform_finds_nobody_by_that_of_another(tmp_path: Path) -> None:
+    moodle = "Identifier,Full name,Email address\nParticipant 12345,Jane Doe,j@x.test\n"
+    people = read_roster(roster(tmp_path, moodle))
+    assert people.find(parse("roejim_12345_67890_x.zip"))[1] == []
+    assert len(people.find(parse("J_12345_assignsubmission_file_x.zip"))[1]) == 1
+
+
 def test_a_roster_in_utf_16_is_read(tmp_path: Path) -> None:
     path = roster(tmp_path, "id,name\n1,Zoë\n".encode("utf-16"))
     assert [r.learner.name for r in read_roster(path).rows] == ["Zoë"]
@@ -751,6 +799,8 @@ def test_a_roster_in_utf_16_is_read(tmp_path: Path) -> None:
         (b"id,id,name\n1,2,Jane\n", "two columns named id"),
         (b"id,name\n,Jane\n", "Line 2 of the roster .Jane. has nothing in the column id"),
         (b"id,name\n1,Doe, Jane\n", "line 2 has 3 cells"),
+        (b"id,canvas id\n1,42\n2,42\n", "has the (external id|ID) 42 more than once"),
+        (b"id,moodle username\n1,jd\n2,JD\n", "the Username (jd|JD) more than once"),
         (b"id,submission\n1,a.zip\n2,A.zip\n", "the submission [aA].zip more than once"),
         ("id,name\n1,Zoë\n".encode("latin-1"), 'line 2 is not in UTF-8.*"CSV UTF-8"'),
         (b"id,name\n1,\0\n", "zero bytes"),

@@ -22,6 +22,7 @@ import pytest
 from shared.classroom import reports, similarity, tracking
 from shared.classroom.exports import (
     canvas_csv,
+    canvas_unmatched,
     github_classroom_json,
     gradescope_json,
     junit_xml,
@@ -31,6 +32,7 @@ from shared.classroom.gradebook import gradebook
 from shared.classroom.pages import class_page, learner_page
 from shared.classroom.records import ClassResult, Flag, GradedLab, Learner, Submission
 from shared.classroom.reports import file_names, write_all
+from shared.classroom.roster import read_roster
 from shared.classroom.similarity import (
     K,
     W,
@@ -196,17 +198,61 @@ def test_a_total_counts_what_was_not_handed_in_and_waits_for_what_is_not_graded(
 
 def test_canvas_finds_its_columns_and_never_takes_an_id_for_somebody_else_s(lab: Lab) -> None:
     who = [
-        Learner(id="a", name="A", external_id="41", section="S"),
-        Learner(id="b", name="B", external_id="12-a", email="b@example.org"),
+        Learner(id="a", name="A", section="S", canvas={"ID": "41"}),
+        Learner(id="b", name="B", email="b@example.org", canvas={"ID": "12-a"}),
+        Learner(id="c", name="C", external_id="43", platform="Moodle", moodle={"ID number": "43"}),
+        Learner(id="d", name="D", canvas={"SIS User ID": "12-a", "SIS Login ID": "=d"}),
     ]
     done = [graded(lab, "a", "passed", "failed"), graded(lab, "b", "passed", "passed")]
-    found = rows(canvas_csv(made.class_of([lab], done, who)))
-    assert found == [
+    result = made.class_of([lab], done, who)
+    assert rows(canvas_csv(result)) == [
         ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", "Lab 7"],
         ["Points Possible", "", "", "", "", "30"],
-        ["A", "41", "", "a", "S", "10"],
-        ["B", "", "12-a", "b@example.org", "", "30"],
+        ["A", "41", "", "", "S", "10"],
+        ["B", "", "", "", "", "30"],
+        ["C", "", "", "", "", ""],
+        ["D", "", "12-a", "", "", ""],
     ]
+    assert "no id of Canvas for b, c." in canvas_unmatched(result)
+    assert canvas_unmatched(made.class_of([lab], [], who[:1])) == ""
+    assert "for anybody." in canvas_unmatched(made.class_of([lab], [], who[1:3]))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Student,ID,SIS User ID,SIS Login ID,Section",
+        "Student,ID,SIS Login ID,Section",
+        "LastName,FirstName,ID,SIS User ID,SIS Login ID,Integration ID,Root Account,Section",
+    ],
+)
+def test_canvas_s_own_columns_come_back_as_they_were(header: str, lab: Lab, tmp_path: Path) -> None:
+    columns = header.split(",")
+    person = {
+        "Student": "Doe, Jane",
+        "LastName": "Doe",
+        "FirstName": "Jane",
+        "ID": "4242",
+        "SIS User ID": "S-7",
+        "SIS Login ID": "jdoe",
+        "Integration ID": "x",
+        "Root Account": "canvas.test",
+        "Section": "Group A and B",
+    }
+    path = tmp_path / "canvas.csv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*columns, "Essay (77)", "Current Score"])
+        table.writerow([*("" for _ in columns), "Manual Posting", ""])
+        table.writerow(["    Points Possible", *("" for _ in columns[1:]), "10", "(read only)"])
+        table.writerow([*(person[c] for c in columns), "9", "90"])
+    (learner,) = (row.learner for row in read_roster(path).rows)
+    result = made.class_of([lab], [graded(lab, "jdoe", "passed", "passed")], [learner])
+    back, _, line = rows(canvas_csv(result))
+    assert back == [*columns, "Lab 7"]
+    assert line == [*(person[c] for c in columns), "30"]
+    assert canvas_unmatched(result) == ""
+    assert "names nobody" in moodle_csv(result, {7: lab})[1]
 
 
 def test_canvas_and_moodle_files_read_back_with_hostile_names(
@@ -229,8 +275,8 @@ def test_moodle_gets_no_row_that_it_would_give_to_the_person_before(lab: Lab) ->
     assert "b, c" in warning
 
 
-def test_moodle_identifies_by_what_the_roster_has(lab: Lab) -> None:
-    who = [Learner(id="a", name="A", external_id="7001")]
+def test_moodle_identifies_by_what_is_moodle_s_own(lab: Lab) -> None:
+    who = [Learner(id="a", name="A", moodle={"ID number": "7001"})]
     text, warning = moodle_csv(
         made.class_of([lab], [graded(lab, "a", "passed", "failed")], who), {7: lab}
     )
@@ -238,11 +284,10 @@ def test_moodle_identifies_by_what_the_roster_has(lab: Lab) -> None:
     assert rows(text)[0] == ["ID number", "Lab 7 (of 100)", "Lab 7 feedback"]
     assert rows(text)[1][0] == "7001"
     assert not set("<&") & set(text)
-    bare = made.class_of([lab], [], [Learner(id="a", name="A")])
-    assert rows(moodle_csv(bare, {7: lab})[0]) == [
-        ["Username", "Lab 7 (of 100)", "Lab 7 feedback"],
-        ["a", "-", "NOT GRADED"],
-    ]
+    foreign = Learner(id="a", name="A", external_id="4242", canvas={"ID": "4242"})
+    text, warning = moodle_csv(made.class_of([lab], [], [foreign]), {7: lab})
+    assert rows(text) == [["Email address", "Lab 7 (of 100)", "Lab 7 feedback"]]
+    assert "names nobody" in warning
 
 
 GRADESCOPE_TEST = words(

@@ -85,7 +85,10 @@ def collect(
                 f"There is nothing in {submissions}. Put each learner's folder or archive there."
             )
         groups = _groups(names, people)
-        learners = _learners(groups)
+        learners = [
+            _with_canvas_id(learner, group, names)
+            for group, learner in zip(groups, _learners(groups), strict=True)
+        ]
         store = Store(into)
         ordered = sorted(
             zip(groups, learners, strict=True),
@@ -221,9 +224,24 @@ def _learners(groups: list[_Group]) -> list[Learner]:
                     id=ids[first.key],
                     name=shown(first.person),
                     external_id=first.external_id,
+                    platform=first.platform,
                 )
             )
     return found
+
+
+def _with_canvas_id(learner: Learner, group: _Group, names: list[str]) -> Learner:
+    """The learner with the id that Canvas put into the names of their hand-ins.
+
+    Other names can look like Canvas's by chance (``team_12_2026_final.zip``). So it is believed
+    only where all names of the folder do, and the roster has no other id.
+    """
+    ids = {h.external_id for h in group.hand_ins if h.platform == "Canvas"}
+    if len(ids) != 1 or learner.canvas.get("ID"):
+        return learner
+    if any(parse(name).platform != "Canvas" for name in names):
+        return learner
+    return learner.model_copy(update={"canvas": learner.canvas | {"ID": ids.pop()}})
 
 
 def _collect_one(group: _Group, learner: Learner, taker: Taker, store: Store) -> Submission:

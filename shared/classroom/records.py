@@ -53,7 +53,13 @@ class Learner(Record):
             (letters, digits, ``.``, ``_``, ``-``; at most 80 characters). Fit to name a folder.
         name: what to call them on pages and in gradebooks.
         email, section: of the roster, if it has them.
-        external_id: the learning platform's own id (Canvas `ID`, Moodle `Identifier`).
+        external_id: the number by which a platform's names of hand-ins know them, or what the
+            roster has for one. It finds hand-ins, and is no id of any other system.
+        platform: whose number that is: ``"Canvas"``, ``"Moodle"``, another's name, or ``""`` where
+            the roster does not say.
+        canvas: Canvas's own columns and what they hold: all that its gradebook export has, or the
+            ids that are Canvas's for sure.
+        moodle: the same of Moodle: ``"ID number"``, ``"Username"``.
     """
 
     id: str
@@ -61,6 +67,9 @@ class Learner(Record):
     email: str = ""
     section: str = ""
     external_id: str = ""
+    platform: str = ""
+    canvas: dict[str, str] = {}
+    moodle: dict[str, str] = {}
 
 
 class Submission(Record):

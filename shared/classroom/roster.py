@@ -2,8 +2,12 @@
 
 Which column is which is known by its name in the first line, in any case and order: see `COLUMNS`.
 As they come are read: Canvas' gradebook export (``Student,ID,SIS Login ID,Section``), Moodle's
-grading worksheet (``Identifier,Full name,Email address``) and GitHub Classroom's roster
+grading worksheet (``Identifier,Full name,Email address``) and list of participants
+(``First name,Last name,ID number,Email address``), and GitHub Classroom's roster
 (``identifier,github_username,github_id,name``).
+
+Grades are given to whom an id names, so a system's ids are taken only from columns that are its
+own: by the whole first line, or by a name that says it (``Canvas ID``, ``Moodle username``).
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +38,19 @@ COLUMNS = {
     "github": "github, github username, github user, github login, github handle",
 }
 """What a column holds, and the names it may have; of several the first of these counts."""
+_OF_CANVAS = (
+    *("LastName", "FirstName", "Student", "ID", "SIS User ID", "SIS Login ID"),
+    *("Integration ID", "Root Account", "Section"),
+)
+"""The columns of Canvas' gradebook export that say who it is."""
+_CANVAS_IDS = {
+    "canvas user id": "ID",
+    "canvas id": "ID",
+    "sis user id": "SIS User ID",
+    "sis login id": "SIS Login ID",
+}
+_MOODLE_IDS = {"moodle id number": "ID number", "moodle username": "Username"}
+"""Columns of any list that hold a system's own ids, and what the system calls them."""
 _MEANING = {
     name: (column, place)
     for column, names in COLUMNS.items()
@@ -87,7 +104,7 @@ class Roster:
         people = {_same(name.person), _same(stem)}
         tiers = (
             [r for r in self.rows if r.names(name)],
-            [r for r in self.rows if _is_number(r.learner.external_id, name.external_id)],
+            [r for r in self.rows if _is_number(r.learner, name)],
             [r for r in self.rows if people & {_same(t) for t in _handles(r) if t}],
             self._with_longest_ending(stem),
             [r for r in self.rows if _is_named(r.learner.name, name.person)],
@@ -110,6 +127,7 @@ def read_roster(path: Path) -> Roster:
     rows = _rows(_text(path), path.name)
     line, header = next(rows, (0, []))
     columns = _columns(header, path.name)
+    own = _Own.of(header)
     found = []
     for line, cells in rows:
         if any(c for c in cells[len(header) :]):
@@ -117,7 +135,7 @@ def read_roster(path: Path) -> Roster:
                 f"{path.name}, line {line} has {len(cells)} cells, but the first line names "
                 f"{len(header)} columns. Put quotes around cells that hold the separator."
             )
-        row = _row(dict(zip(header, cells, strict=False)), columns, line)
+        row = _row(dict(zip(header, cells, strict=False)), columns, own, line)
         if row is not None:
             found.append(row)
     if not found:
@@ -189,9 +207,7 @@ def _rows(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
 
 def _columns(header: list[str], name: str) -> dict[str, str]:
     """What is known about a learner, and the column that says it."""
-    words = {
-        cell: " ".join(re.findall(r"\w+", cell.replace("_", " ").casefold())) for cell in header
-    }
+    words = {cell: _word(cell) for cell in header}
     known: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for cell, word in words.items():
         if word in _MEANING:
@@ -208,8 +224,8 @@ def _columns(header: list[str], name: str) -> dict[str, str]:
         )
     columns = {column: min(cells)[1] for column, cells in known.items()}
     by_word = {word: cell for cell, word in words.items()}
-    if "student" in by_word and "id" in by_word:
-        # Canvas: "ID" is its own number for the learner, which its import asks for.
+    if _system(by_word.keys()) == "Canvas":
+        # "ID" is its own number for the learner, which its import asks for.
         columns["external"] = by_word["id"]
         own = [w for w in ("sis login id", "sis user id", "id") if w in by_word]
         columns["id"] = by_word[own[0]]
@@ -227,7 +243,64 @@ def _columns(header: list[str], name: str) -> dict[str, str]:
     return columns
 
 
-def _row(cells: dict[str, str], columns: dict[str, str], line: int) -> Row | None:
+def _word(cell: str) -> str:
+    """A column's name as `COLUMNS` has it."""
+    return " ".join(re.findall(r"\w+", cell.replace("_", " ").casefold()))
+
+
+def _system(words: Set[str]) -> str:
+    """Whose list it is by the names of its columns; empty for one of the instructor's own."""
+    names = "student" in words or {"lastname", "firstname"} <= words
+    if names and "id" in words and {"sis login id", "sis user id"} & words:
+        return "Canvas"
+    if {"identifier", "github username"} <= words:
+        return "GitHub"
+    if {"identifier", "full name"} <= words:
+        return "Moodle"
+    if "first name" in words and {"surname", "last name"} & words:
+        return "Moodle" if {"id number", "email address"} & words else ""
+    return ""
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What of a list is a system's own: the system's name for a column, and the list's.
+
+    Attributes:
+        platform: whose numbers the column for external ids holds.
+    """
+
+    system: str
+    platform: str
+    canvas: Mapping[str, str]
+    moodle: Mapping[str, str]
+
+    @classmethod
+    def of(cls, header: list[str]) -> _Own:
+        by_word = {_word(cell): cell for cell in header}
+        system = _system(by_word.keys())
+        canvas = {new: by_word[w] for w, new in _CANVAS_IDS.items() if w in by_word}
+        moodle = {new: by_word[w] for w, new in _MOODLE_IDS.items() if w in by_word}
+        platform = system
+        if system == "Canvas":
+            canvas = {c: by_word[w] for c in _OF_CANVAS if (w := _word(c)) in by_word}
+        elif system == "Moodle":
+            more = {"ID number": "id number", "Username": "username"}
+            moodle = {new: by_word[w] for new, w in more.items() if w in by_word} | moodle
+        elif system == "" and "external id" not in by_word:
+            named = next(
+                (
+                    w
+                    for w in ("identifier", "canvas id", "canvas user id", "moodle id")
+                    if w in by_word
+                ),
+                "",
+            )
+            platform = {"identifier": "other", "moodle id": "Moodle", "": ""}.get(named, "Canvas")
+        return cls(system, platform, canvas, moodle)
+
+
+def _row(cells: dict[str, str], columns: dict[str, str], own: _Own, line: int) -> Row | None:
     value = {column: cells.get(cell, "") for column, cell in columns.items()}
     name = value.get("name") or " ".join(
         part for part in (value.get("first", ""), value.get("last", "")) if part
@@ -235,6 +308,9 @@ def _row(cells: dict[str, str], columns: dict[str, str], line: int) -> Row | Non
     given = value["id"] or value.get("external", "")
     if not given and folded(name).startswith("points possible"):
         # The second line of Canvas' export.
+        return None
+    if not given and not name and own.system == "Canvas":
+        # The line that says which assignments are posted by hand.
         return None
     if not given:
         raise RosterError(
@@ -248,6 +324,9 @@ def _row(cells: dict[str, str], columns: dict[str, str], line: int) -> Row | Non
             email=shown(value.get("email", "")),
             section=shown(value.get("section", "")),
             external_id=shown(value.get("external", "")),
+            platform=own.platform if "external" in columns else "",
+            canvas=_held(own.canvas, cells),
+            moodle=_held(own.moodle, cells),
         ),
         given_id=given,
         submission=value.get("submission", "").rstrip("/"),
@@ -256,12 +335,18 @@ def _row(cells: dict[str, str], columns: dict[str, str], line: int) -> Row | Non
     )
 
 
+def _held(columns: Mapping[str, str], cells: dict[str, str]) -> dict[str, str]:
+    return {name: cells.get(cell, "") for name, cell in columns.items()}
+
+
 def _refuse_doubles(rows: list[Row], name: str) -> None:
     for what, values in {
         "id": [(r.given_id, r.line) for r in rows],
         "external id": [(r.learner.external_id, r.line) for r in rows],
         "submission": [(r.submission, r.line) for r in rows],
         "GitHub username": [(r.github, r.line) for r in rows],
+        **{c: [(r.learner.canvas.get(c, ""), r.line) for r in rows] for c in _CANVAS_IDS.values()},
+        **{c: [(r.learner.moodle.get(c, ""), r.line) for r in rows] for c in _MOODLE_IDS.values()},
     }.items():
         lines: dict[str, list[int]] = defaultdict(list)
         for value, line in values:
@@ -286,10 +371,15 @@ def _handles(row: Row) -> tuple[str, ...]:
     return (row.given_id, row.learner.id, row.github, email, email.split("@")[0])
 
 
-def _is_number(external_id: str, number: str) -> bool:
-    """Moodle calls its number 12345 ``Participant 12345`` in its own lists."""
-    found = re.fullmatch(r"(?:\D*\s)?(\d+)", external_id)
-    return bool(number) and found is not None and found[1] == number
+def _is_number(learner: Learner, name: HandInName) -> bool:
+    """Whether a platform's number in the name is the learner's on that platform.
+
+    Moodle calls its number 12345 ``Participant 12345`` in its own lists.
+    """
+    if learner.platform not in ("", name.platform):
+        return False
+    found = re.fullmatch(r"(?:\D*\s)?(\d+)", learner.external_id)
+    return bool(name.external_id) and found is not None and found[1] == name.external_id
 
 
 def _is_named(name: str, person: str) -> bool:

@@ -10,7 +10,10 @@ https://github.com/instructure/canvas-lms/blob/master/lib/gradebook_importer.rb:
   in brackets would be taken for an id of Canvas, so ours has none.
 - A person is found by ID, else SIS User ID, else SIS Login ID, else by name. Canvas reads ID as a
   number and ignores what follows the digits ("12-a" would be person 12), so only a plain number
-  goes there; any other id of the roster goes to SIS User ID.
+  goes there. An id is only one that is Canvas's: of its own export, or of the names that it gives
+  to hand-ins. Any other number could be somebody else's there, so the cell stays empty.
+- Of its export all that says who it is stays as it came, and no column is added, but for Section,
+  without which Canvas refuses the file.
 - An empty cell stands for no grade.
 """
 
@@ -18,25 +21,56 @@ from __future__ import annotations
 
 from shared.classroom.gradebook import table
 from shared.classroom.records import ClassResult, Learner
+from shared.classroom.text import cell, one_line
 from shared.classroom.verdicts import by_name, score, settled
+
+_COLUMNS = ("Student", "ID", "SIS User ID", "SIS Login ID", "Section")
+_IDS = ("ID", "SIS User ID", "SIS Login ID")
 
 
 def canvas_csv(result: ClassResult) -> str:
     """The file's text. UTF-8 without a byte order mark, as Canvas's own exports are."""
+    columns = _columns(result)
     titles = [f"Lab {lab}" for lab in result.labs]
-    header = ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *titles]
-    possible = ["Points Possible", "", "", "", ""]
-    rows: list[list[object]] = [[*header]]
+    possible = ["Points Possible", *("" for _ in columns[1:])]
+    rows: list[list[object]] = [[*columns, *titles]]
     rows.append([*possible, *(result.max_scores.get(lab, 0) for lab in result.labs)])
-    rows += [[*_person(learner), *_scores(result, learner)] for learner in by_name(result)]
+    for learner in by_name(result):
+        person = [_about(learner, column) for column in columns]
+        rows.append([*person, *_scores(result, learner)])
     return table(rows)
 
 
-def _person(learner: Learner) -> list[str]:
-    own = learner.external_id
-    number = own.isascii() and own.isdigit()
-    login = learner.email or learner.id
-    return [learner.name, own if number else "", "" if number else own, login, learner.section]
+def canvas_unmatched(result: ClassResult) -> str:
+    """A warning that names whom Canvas has no id for; empty when all have one."""
+    without = [
+        one_line(learner.id, 80)
+        for learner in by_name(result)
+        if not any(_about(learner, column) for column in _IDS)
+    ]
+    if not without:
+        return ""
+    whom = "anybody" if len(without) == len(result.learners) else ", ".join(without)
+    return (
+        f"exports/canvas.csv has no id of Canvas for {whom}. It looks for them by name: give its "
+        "gradebook export as ROSTER, or look at each of them at the import."
+    )
+
+
+def _columns(result: ClassResult) -> list[str]:
+    """Those of Canvas's export where the roster is one."""
+    known = next((one.canvas for one in result.learners if "Section" in one.canvas), None)
+    return list(_COLUMNS if known is None else known)
+
+
+def _about(learner: Learner, column: str) -> str:
+    value = learner.canvas.get(column)
+    if column == "ID":
+        return value if value is not None and value.isascii() and value.isdigit() else ""
+    if value is None:
+        own = {"Student": learner.name, "LastName": learner.name, "Section": learner.section}
+        return own.get(column, "")
+    return value if column not in _IDS or cell(value) == value else ""
 
 
 def _scores(result: ClassResult, learner: Learner) -> list[object]:

@@ -6,7 +6,8 @@ https://github.com/moodle/moodle/blob/main/grade/import/csv/classes/load_data.ph
 - One column says who it is; "Map from" and "Map to" name it at the import. A person that Moodle
   does not find ends the whole import, and a row that names nobody is given to the person of the
   row before. So there is exactly one such column, and who lacks it is left out and named in a
-  warning.
+  warning. The number in Moodle's names of hand-ins is none of these: it changes with each
+  assignment.
 - Grades above 100 end the import too, unless the site allows more. So each lab is out of 100.
 - "-" stands for no grade.
 - Map a lab's grade and its feedback together: importing the feedback alone would wipe the grade.
@@ -25,17 +26,15 @@ from shared.grading.lab import Lab
 
 _IDENTITIES: tuple[tuple[str, Callable[[Learner], str]], ...] = (
     ("Email address", lambda learner: learner.email),
-    ("ID number", lambda learner: learner.external_id),
-    ("Username", lambda learner: learner.id),
+    ("ID number", lambda learner: learner.moodle.get("ID number", "")),
+    ("Username", lambda learner: learner.moodle.get("Username", "")),
 )
 
 
 def moodle_csv(result: ClassResult, labs: Labs) -> tuple[str, str]:
     """The file's text, and a warning that names who is not in it; empty when all are."""
     column, identity = next(
-        (name, of)
-        for name, of in _IDENTITIES
-        if any(map(of, result.learners)) or name == "Username"
+        ((name, of) for name, of in _IDENTITIES if any(map(of, result.learners))), _IDENTITIES[0]
     )
     header = [column]
     for lab in result.labs:
@@ -54,6 +53,11 @@ def moodle_csv(result: ClassResult, labs: Labs) -> tuple[str, str]:
         rows.append(row)
     if not left_out:
         return table(rows), ""
+    if len(rows) == 1:
+        return table(rows), (
+            "exports/moodle.csv names nobody: no email address, ID number or username of Moodle is "
+            "known. Give a roster with a column email, or Moodle's own list, as ROSTER."
+        )
     return table(rows), (
         f"exports/moodle.csv leaves out who has no usable {column.lower()}: {', '.join(left_out)}. "
         "Enter their grades by hand, or complete the roster."
