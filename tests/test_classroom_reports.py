@@ -541,12 +541,13 @@ def test_logging_again_updates_and_never_doubles(lab: Lab, tmp_path: Path) -> No
             graded(lab, "a", "passed", "failed"),
             GradedLab(learner="b", lab=7, state="missing"),
             graded(lab, "c", "passed", "passed", flags=(Flag(task="7.1", kind="k", evidence="e"),)),
+            GradedLab(learner="d", lab=7, state="not_graded", problem="not a zip file"),
         ],
-        [*people("A", "B"), Learner(id="c", name=made.EVERYTHING)],
+        [*people("A", "B"), Learner(id="c", name=made.EVERYTHING), *people("D")],
     )
     folder = tmp_path / "mlflow"
     pages = {learner.id: learner_page(result, learner, {7: lab}) for learner in result.learners}
-    assert tracking.log_class(result, {7: lab}, folder, pages) == 3
+    assert tracking.log_class(result, {7: lab}, folder, pages) == 4
     first = result.graded[0].result
     assert first is not None
     slower = first.model_copy(update={"seconds": 99.0, "started_at": "later"})
@@ -560,11 +561,16 @@ def test_logging_again_updates_and_never_doubles(lab: Lab, tmp_path: Path) -> No
 
     def runs() -> dict[str, Any]:
         found = client.search_runs([experiment.experiment_id])
-        assert len({run.data.tags["learner"] for run in found}) == len(found) == 3
+        assert len({run.data.tags["learner"] for run in found}) == len(found) == 4
         return {run.data.tags["learner"]: run for run in found}
 
     one = runs()["a"]
-    assert one.info.status == "FINISHED"
+    assert {who: (run.info.status, run.info.run_name) for who, run in runs().items()} == {
+        "a": ("FINISHED", "a, lab 7: 10 of 30"),
+        "b": ("KILLED", "b, lab 7: not handed in"),
+        "c": ("FINISHED", "c, lab 7: 30 of 30"),
+        "d": ("FAILED", "d, lab 7: NOT GRADED"),
+    }
     assert one.data.metrics["score"] == 10
     assert one.data.metrics["points 7.2"] == 0
     assert one.data.params["status 7.2"] == "failed"
@@ -582,7 +588,7 @@ def test_logging_again_updates_and_never_doubles(lab: Lab, tmp_path: Path) -> No
     client.set_terminated(runs()["b"].info.run_id, "RUNNING")
     assert tracking.log_class(result, {7: lab}, folder, pages) == 2
     assert runs()["a"].data.metrics["score"] == 30
-    assert runs()["b"].info.status == "FINISHED"
+    assert runs()["b"].info.status == "KILLED"
 
 
 # --- similarity ---

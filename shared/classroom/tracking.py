@@ -5,6 +5,9 @@
 A run is found again by its learner and lab. One that says the same already stays as it is; one
 that says something else, or that a crash left unfinished, is replaced. So there is one active run
 for each learner and lab, however often it is logged.
+
+A run's status and name say in MLflow's list of runs what came of it: FINISHED with the points where
+the lab is graded, KILLED where nothing was handed in, FAILED where it could not be graded.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "classroom"
 _PAGE = 1000
+_STATUS = {"graded": "FINISHED", "missing": "KILLED", "not_graded": "FAILED"}
+_OUTCOME = {"missing": "not handed in", "not_graded": "NOT GRADED"}
 _TIMES = frozenset({"seconds", "started_at"})
 
 
@@ -60,7 +65,8 @@ def log_class(result: ClassResult, labs: Labs, folder: Path, pages: dict[str, st
             page = pages.get(learner.id, "")
             fingerprint = _fingerprint(result, learner, graded, page)
             before = there.get((learner.id, str(lab)), [])
-            if any(_says(run, fingerprint) for run in before[:1]) and len(before) == 1:
+            status = _STATUS[graded.state]
+            if len(before) == 1 and _says(before[0], status, fingerprint):
                 continue
             _log(client, experiment, result, learner, graded, labs, page, fingerprint)
             for run in before:
@@ -90,8 +96,8 @@ def _runs(client: MlflowClient, experiment: str) -> dict[tuple[str, str], list[R
             return found
 
 
-def _says(run: Run, fingerprint: str) -> bool:
-    return run.info.status == "FINISHED" and run.data.tags.get("fingerprint") == fingerprint
+def _says(run: Run, status: str, fingerprint: str) -> bool:
+    return run.info.status == status and run.data.tags.get("fingerprint") == fingerprint
 
 
 def _fingerprint(result: ClassResult, learner: Learner, graded: GradedLab, page: str) -> str:
@@ -123,7 +129,7 @@ def _log(
 
     now = int(time.time() * 1000)
     tasks = verdicts(graded, labs.get(graded.lab))
-    name = f"{learner.id}, lab {graded.lab}"
+    name = f"{learner.id}, lab {graded.lab}: {_outcome(result, graded)}"
     tags = _tags(result, learner, graded, tasks) | {"fingerprint": fingerprint}
     run = client.create_run(experiment, run_name=name, tags=tags)
     params = {"seed": str(result.seed), "domain": result.domain or "none", "lab": str(graded.lab)}
@@ -142,7 +148,14 @@ def _log(
         verdict = json.dumps(encodable(graded.model_dump(mode="python")), indent=1, default=str)
         (files / "verdict.json").write_text(verdict, encoding="utf-8")
         client.log_artifacts(run.info.run_id, scratch)
-    client.set_terminated(run.info.run_id)
+    client.set_terminated(run.info.run_id, _STATUS[graded.state])
+
+
+def _outcome(result: ClassResult, graded: GradedLab) -> str:
+    points = score(graded)
+    if points is None:
+        return _OUTCOME.get(graded.state, "NOT GRADED")
+    return f"{points} of {result.max_scores.get(graded.lab, 0)}"
 
 
 def _tags(
