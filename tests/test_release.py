@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from shared.classroom.collect import collect
 from shared.edition import MARKER, NOT_PROVEN, Edition, learners_edition
 from shared.errors import UserError
 from shared.grading.feedback import SilentWatcher, show_result
@@ -41,7 +42,7 @@ from shared.release.edition import (
     is_secret,
     plan,
 )
-from shared.release.leaks import Report, check_release, find_leaks
+from shared.release.leaks import Report, check_release, find_leaks, show
 from shared.release.repository import git
 from tests.conftest import SmallLab
 
@@ -130,6 +131,16 @@ def test_tasks_whose_checks_use_held_out_data_say_that_it_is_not_proven() -> Non
             assert bool(using.search(text)) == (task.stem in PRACTICE.get(lab.folder.name, ())), (
                 f"{task.id}: see PRACTICE in shared/release/edition.py"
             )
+
+
+def test_pages_speak_of_what_learners_have(planned: Planned) -> None:
+    pages = {p: f.data.decode() for p, f in planned.files.items() if p.endswith(".md")}
+    assert "labs/*/lab.toml" in pages["AGENTS.md"]
+    for told in ("/solution", "/variants", "PROOF.md"):
+        assert told not in pages["AGENTS.md"]
+    assert "test_assistant" not in pages["shared/assistant/README.md"]
+    assert "git clone <your repository> mlops-labs && cd mlops-labs" in pages["README.md"]
+    assert "shared.bench" not in planned.files["tests/conftest.py"].data.decode()
 
 
 def test_no_file_that_learners_get_quotes_a_solution_at_length(planned: Planned) -> None:
@@ -247,7 +258,7 @@ class TestRefusals:
     ) -> None:
         shutil.copytree(released, tmp_path / "course")
         (tmp_path / "course" / "README.md").write_text("mine\n")
-        with pytest.raises(UserError, match="not committed"):
+        with pytest.raises(UserError, match=r"not committed .*README\.md.*Move files of your own"):
             make_release(Console(quiet=True), small, str(tmp_path / "course"))
         assert (tmp_path / "course" / "README.md").read_text() == "mine\n"
 
@@ -317,15 +328,26 @@ def test_its_commands_are_those_of_learners(in_use: Path) -> None:
     done = in_release(in_use, "-m", "shared.cli", "--help")
     assert " check " in done.stdout
     assert " hint " in done.stdout
-    for command in (" proof ", " release ", " grade ", " starters "):
+    for command in (" proof ", " release ", " grade ", " starters ", " bench "):
         assert command not in done.stdout
+    assert not (in_use / "shared" / "bench.py").exists()
+    exported = (in_use / "Makefile").read_text().partition("export ")[2].partition("\n")[0].split()
+    assert {"TASK", "SEED", "ENGINE_IDLE", "PORT", "FRESH", "JOBS", "LAB"} <= set(exported)
+    for name in ("SUBMISSIONS", "OUT", "LABS", "ROSTER", "LEARNER", "SANDBOX", "CLUSTER", "AUTHOR"):
+        assert name not in exported
     made = subprocess.run(["make", "help"], cwd=in_use, capture_output=True, text=True, check=True)
     assert "check-lab-N" in made.stdout
     assert "proof" not in made.stdout
     assert "release" not in made.stdout
 
 
-def test_the_workflow_grades_what_was_begun(in_use: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "passes"), [("failed", True), ("not_graded", False), ("", False)]
+)
+def test_the_workflow_grades_what_was_begun_and_fails_only_where_grading_broke(
+    in_use: Path, tmp_path: Path, status: str, passes: bool
+) -> None:
+    """An open task fails `make check-lab-N`; without a result (``""``) it was the grading."""
     import yaml
 
     work = tmp_path / "clone"
@@ -334,11 +356,12 @@ def test_the_workflow_grades_what_was_begun(in_use: Path, tmp_path: Path) -> Non
     (work / ".venv" / "bin" / "python").symlink_to(sys.executable)
     tools, summary = tmp_path / "tools", tmp_path / "summary.md"
     tools.mkdir()
-    task = {"id": "1.1", "status": "failed", "points": 0, "max_points": 10}
+    task = {"id": "1.1", "status": status, "points": 0, "max_points": 10}
     record = {"score": 0, "max_score": 10, "seed": 7, "not_proven": ["vLLM"], "tasks": [task]}
+    written = f'cat > "${{w#JSON=}}" <<E\n{json.dumps(record)}\nE\n' if status else ""
     (tools / "make").write_text(
-        '#!/bin/sh\nfor w in "$@"; do case $w in JSON=*) cat > "${w#JSON=}" <<E\n'
-        f"{json.dumps(record)}\nE\n;; esac; done\necho \"$@\" >> '{tmp_path}/asked'\nexit 1\n"
+        f'#!/bin/sh\nfor w in "$@"; do case $w in JSON=*) {written};; esac; done\n'
+        f"echo \"$@\" >> '{tmp_path}/asked'\nexit 1\n"
     )
     (tools / "make").chmod(0o755)
     with (work / "labs/lab_1_serving/starter/kv_budget.py").open("a") as file:
@@ -353,14 +376,18 @@ def test_the_workflow_grades_what_was_begun(in_use: Path, tmp_path: Path) -> Non
         text=True,
         check=False,
     )
-    assert done.returncode == 1, done.stderr
+    assert (done.returncode == 0) == passes, done.stderr
     asked = (tmp_path / "asked").read_text().splitlines()
     assert len(asked) == 1
     assert "check-lab-1" in asked[0]
     told = summary.read_text()
-    assert "| 1.1 | failed | 0 of 10 |" in told
-    assert "Not proven: vLLM" in told
-    assert "lab_2_drift: not begun" in told
+    assert ("Not all of it could be graded" in told) != passes
+    if status:
+        assert "\n\n0 of 10 points, seed 7\n\n" in told
+        assert f"| 1.1 | {status} | 0 of 10 |\n\n" in told  # what follows is no row of the table
+        assert "\n\nNot proven: vLLM\n" in told
+    for lab in ("lab_2_drift", "lab_5_quantization"):
+        assert f"\n\nlabs/{lab}: not begun\n" in told
 
 
 # -- the proof: every kind of leak is planted in one copy, and each must be found
@@ -387,7 +414,8 @@ def test_nothing_is_found_in_a_release_that_is_used(
     starter.write_text(starter.read_text() + "\n\ndef mine() -> int:\n    return 1\n")
     git(folder, *AUTHOR, "commit", "-q", "-a", "-m", "My own first try")
     git(folder, "remote", "add", "origin", "https://github.com/example/labs.git")
-    (folder / "results.txt").write_text(f"graded in {ROOT}-for-learners/labs\n")
+    (folder / ".labs").mkdir()
+    (folder / ".labs" / "results.txt").write_text(f"graded in {ROOT}-for-learners/labs\n")
     (folder / ".venv").mkdir()
     (folder / ".venv" / "huge.txt").write_text(secret_lines(SOLUTION))
     report = find_leaks(folder, whole, planned)
@@ -395,6 +423,40 @@ def test_nothing_is_found_in_a_release_that_is_used(
     assert any(".venv" in note for note in report.notes)
     assert any("origin" in note for note in report.notes)
     assert any("kv_budget.py" in note for note in report.notes)
+    assert any("ignored by git" in note for note in report.notes)
+    assert report.clean
+
+
+def test_a_file_that_is_not_of_the_release_is_refused(
+    released: Path, whole: Whole, planned: Planned, tmp_path: Path
+) -> None:
+    """A class list beside the labs would go out with the folder."""
+    folder = tmp_path / "course"
+    shutil.copytree(released, folder)
+    (folder / "roster.csv").write_text("name,email\nAda,ada@example.org\n")
+    (folder / ".git/info").mkdir(exist_ok=True)
+    (folder / ".git/info/exclude").write_text("grades\n")
+    (folder / "grades").mkdir()
+    (folder / "grades" / "gradebook.csv").write_text("Ada,7\n")
+    report = find_leaks(folder, whole, planned)
+    assert (report.findings, report.clean) == ([], False)
+    assert report.foreign == ["grades/gradebook.csv", "roster.csv"]
+    console = Console(record=True, width=100, file=io.StringIO())
+    show(console, report, folder)
+    told = console.export_text()
+    assert "✘ roster.csv is not of the release" in told
+    assert "Move them out of it" in told
+    assert "✔" not in told
+
+
+def test_a_clone_of_it_is_collected_without_a_remark(in_use: Path, tmp_path: Path) -> None:
+    """Whatever the learner's edition has that the whole one lacks, and one of it changed."""
+    shutil.copytree(in_use, tmp_path / "handed-in" / "ada")
+    with (tmp_path / "handed-in/ada/labs/lab_1_serving/pristine/gateway.py").open("a") as file:
+        file.write("# changed\n")
+    (found,) = collect(tmp_path / "handed-in", tmp_path / "into")
+    assert len(found.labs) == len(all_labs())
+    assert found.notes == ()
 
 
 def zipped(name: str, data: str) -> bytes:

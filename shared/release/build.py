@@ -126,10 +126,11 @@ def _fit(folder: Path, root: Path) -> None:
         )
     if git(folder, "symbolic-ref", "-q", "HEAD").strip() != f"refs/heads/{BRANCH}":
         raise UserError(f"OUT={folder} is not on its branch {BRANCH}. Check it out first.")
-    if git(folder, "status", "--porcelain").strip():
+    if changed := git(folder, "status", "--porcelain").splitlines():
+        shown = ", ".join(line[3:] for line in changed[:5])
         raise UserError(
-            f"OUT={folder} has changes that are not committed. Commit or remove them first: the "
-            f"new edition would overwrite them."
+            f"OUT={folder} has changes that are not committed ({shown}). Move files of your own "
+            f"out of it, and undo the rest: the new edition would overwrite it."
         )
 
 

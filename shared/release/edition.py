@@ -62,7 +62,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "out",
         "for authors and instructors",
-        ("shared/release/*", "shared/classroom/*", "shared/grading/proof*.py", "CONTRIBUTING.md"),
+        (
+            "shared/release/*",
+            "shared/classroom/*",
+            "shared/grading/proof*.py",
+            "shared/bench.py",
+            "CONTRIBUTING.md",
+        ),
     ),
     Rule("in", "what the labs stand on", ("shared/*",)),
     Rule(
@@ -131,7 +137,7 @@ PRACTICE: Mapping[str, tuple[str, ...]] = {
 }
 """Tasks whose checks use held-out data: in the learner's edition their reports say so."""
 
-AUTHORS_COMMANDS = ("starters", "proof", "lock", "bench")
+AUTHORS_COMMANDS = ("starters", "proof", "lock")
 """Commands that learners have no use for; so are those that import what stays out."""
 
 _TESTS = """## Tests
@@ -154,7 +160,10 @@ EDITED: Mapping[str, edits.Edit] = {
             "In a classroom", "For those who work on the labs", "For instructors", then=_TESTS
         ),
         edits.dropped(r" \(`make bench` measures\s+yours\)"),
-        edits.rewritten((r"(`starter` \(yours, the default\)), `solution`, or a", r"\1 or a")),
+        edits.rewritten(
+            (r"(`starter` \(yours, the default\)), `solution`, or a", r"\1 or a"),
+            (r"git clone <this repository> && cd", "git clone <your repository> mlops-labs && cd"),
+        ),
     ),
     "AGENTS.md": edits.in_turn(
         edits.without_sections("When you work on the project itself"),
@@ -162,7 +171,13 @@ EDITED: Mapping[str, edits.Edit] = {
             (
                 r"`solution/` is there to be read by\s+them, after",
                 "the instructor shows solutions, after",
-            )
+            ),
+            (
+                r"`labs/\*/solution`, `labs/\*/variants`, the hints in\s+`labs/\*/lab\.toml` or "
+                r"`labs/PROOF\.md` to a learner\. They hold the answers\.",
+                "the hints in `labs/*/lab.toml`, or a\n  solution from anywhere, to a learner. "
+                "They hold the answers.",
+            ),
         ),
     ),
     "pyproject.toml": edits.replaced(
@@ -176,9 +191,6 @@ EDITED: Mapping[str, edits.Edit] = {
     "shared/review/demo.py": edits.rewritten(
         (r'(\{error\}\.) "\s*"TARGET=solution shows it with the reference\."', r'\1"')
     ),
-    "shared/bench.py": edits.dropped(
-        r' {4}if only in \("", "2"\):\n {8}measure\("a class.*\n', r"def _class\((?:.*\n)*?(?=def )"
-    ),
     "labs/*/bench_*.py": edits.replaced(
         ('default="solution", help="solution, starter or', 'default="starter", help="starter or')
     ),
@@ -186,7 +198,12 @@ EDITED: Mapping[str, edits.Edit] = {
         (
             r"\. Both the leaker on request and\s+the one that obeys planted .*? held out",
             "",
-        )
+        ),
+        (r"\s+\(`tests/test_assistant\.py`\)", ""),
+    ),
+    "tests/conftest.py": edits.in_turn(
+        edits.without_functions(("pytest_sessionstart", "pytest_sessionfinish")),
+        edits.rewritten((r"^STARTED = .*?\n", "")),
     ),
 }
 """Files that are changed for learners without anything to hide."""
@@ -349,9 +366,9 @@ def _edits(present: set[str], whole: Whole) -> Iterable[tuple[str, edits.Edit, b
     cli = whole.files["shared/cli.py"].data.decode("utf-8")
     commands = edits.commands_to_leave_out(cli, AUTHORS_COMMANDS, present)
     more = {
-        "shared/cli.py": edits.without_commands(commands),
+        "shared/cli.py": edits.without_functions(commands),
         "Makefile": edits.in_turn(
-            edits.without_targets(commands),
+            edits.without_targets(commands, edits.options_of(cli, commands)),
             edits.replaced((" TARGET=solution", ""), ("starter|solution|PATH", "starter|PATH")),
         ),
     }

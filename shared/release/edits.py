@@ -157,18 +157,15 @@ def without_held_out_names(path: str, text: str) -> str:
     return _formatted(path, "".join(lines))
 
 
-def without_commands(missing: Iterable[str]) -> Edit:
-    """`shared/cli.py` without the commands of authors and instructors.
-
-    Dropped are those named in `missing`, and those that import a module that the edition lacks.
-    """
+def without_functions(missing: Iterable[str]) -> Edit:
+    """A module without these functions, e.g. `shared/cli.py` without commands of authors."""
 
     def edit(path: str, text: str) -> str:
         gone = set(missing)
         tree = ast.parse(text)
         cuts = [_span(n) for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in gone]
         if not cuts:
-            raise EditError(f"{path}: none of the commands to leave out is there.")
+            raise EditError(f"{path}: none of the functions to leave out is there.")
         lines = text.splitlines(keepends=True)
         for start, end in reversed(cuts):
             del lines[start:end]
@@ -177,10 +174,15 @@ def without_commands(missing: Iterable[str]) -> Edit:
     return edit
 
 
-def without_targets(commands: Iterable[str]) -> Edit:
-    """The Makefile without the targets that call those commands."""
+def without_targets(commands: Iterable[str], variables: Iterable[str] = ()) -> Edit:
+    """The Makefile without the targets that call those commands, and what only they are told."""
 
     def edit(path: str, text: str) -> str:
+        exported = re.search(r"^export (?:.*\\\n)*.*$", text, re.MULTILINE)
+        if not exported:
+            raise EditError(f"{path}: no line exports the options.")
+        names = [n for n in exported[0].replace("\\\n", " ").split()[1:] if n not in {*variables}]
+        text = text.replace(exported[0], "export " + " ".join(names))
         gone = {c.replace("_", "-") for c in commands}
         kept, dropped = [], set()
         for block in re.split(r"\n(?=\S)", text):
@@ -332,6 +334,13 @@ def commands_to_leave_out(cli: str, named: Iterable[str], present: set[str]) -> 
                 if not {f"{base}.py", f"{base}/__init__.py"} & present:
                     gone.add(node.name)
     return gone
+
+
+def options_of(cli: str, commands: Iterable[str]) -> set[str]:
+    """The environment variables that only these commands of `shared/cli.py` read."""
+    left = without_functions(commands)("shared/cli.py", cli)
+    read = [set(re.findall(r'envvar="(\w+)"', text)) for text in (cli, left)]
+    return read[0] - read[1]
 
 
 def _domain(path: str) -> Domain:

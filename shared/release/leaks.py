@@ -39,15 +39,21 @@ _OBJECT = re.compile(
 
 @dataclass
 class Report:
-    """What was found, and what was looked at."""
+    """What was found, and what was looked at.
+
+    Attributes:
+        foreign: files in the folder that are in no commit and not ignored: the release did not
+            make them, and a copy or a zip of the folder hands them out.
+    """
 
     findings: list[Finding] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
     looked: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
-        return not self.findings
+        return not self.findings and not self.foreign
 
 
 def check_release(console: Console, whole: Path, out: str) -> int:
@@ -82,8 +88,15 @@ def show(console: Console, report: Report, release: Path) -> None:
         console.print(f"  note: {note}", markup=False)
     for finding in report.findings:
         console.print(f" ✘ {finding}", markup=False, style="red")
+    for name in report.foreign:
+        console.print(f" ✘ {name} is not of the release", markup=False, style="red")
     if report.clean:
         console.print(" ✔ Nothing of a solution, a variant or a held-out set was found.")
+    elif not report.findings:
+        console.print(
+            "Who gets a copy or a zip of this folder gets these files too. Move them out of it "
+            "(a class list, grades and notes are nobody else's to read), and run this again."
+        )
     else:
         console.print(
             f"{len(report.findings)} found. Do not hand this folder out. Make the release anew in "
@@ -119,6 +132,7 @@ class _Search:
         report, looked = self._report, self._report.looked
         for search in (self._shape, self._refs, self._objects, self._around, self._folder):
             report.findings += search()
+        self._not_of_the_release()
         self._compare()
         for kind, count in self._looker.seen.items():
             looked[f"{kind} looked into"] = count
@@ -249,6 +263,23 @@ class _Search:
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() not in self._own_digests:
                 yield from self._looker.look(name, data)
+
+    def _not_of_the_release(self) -> None:
+        """Files that no commit holds. Git's own lists of what to ignore could hide some."""
+        listed = {}
+        for kind, words in (("foreign", ()), ("ignored", ("-i",))):
+            found = git(
+                self._release,
+                *("ls-files", "-o", *words, "--exclude-per-directory=.gitignore", "-z"),
+            ).split("\0")
+            listed[kind] = [f for f in found if f and f.split("/")[0] not in ENVIRONMENTS]
+        self._report.foreign = sorted(listed["foreign"])
+        if ignored := listed["ignored"]:
+            more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
+            self._report.notes.append(
+                f"ignored by git, and in a zip of the folder all the same: "
+                f"{', '.join(sorted(ignored)[:3])}{more}"
+            )
 
     def _compare(self) -> None:
         """Say whether the newest commit is what the release would be now."""

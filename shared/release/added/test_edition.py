@@ -140,6 +140,10 @@ def test_pages_name_no_command_and_no_file_that_is_not_there() -> None:
         assert "TARGET=solution" not in text, page
         for script in re.findall(r"(labs/\w+/\w+\.py)", text):
             assert (ROOT / script).is_file(), f"{page.name}: {script}"
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("labs/**/*.md"), *ROOT.glob("shared/**/*.md")):
+        named = r"(?<![\w./-])(?:labs|shared|tests|notebooks|requirements)/[\w./*-]+"
+        for path in re.findall(named, page.read_text(encoding="utf-8")):
+            assert next(ROOT.glob(path.rstrip("./")), None), f"{page.name}: {path}"
 
 
 @pytest.mark.parametrize("source", sorted(ROOT.glob("notebooks/*.py")), ids=lambda p: p.stem)
