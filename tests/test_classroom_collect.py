@@ -818,6 +818,33 @@ def test_a_roster_that_cannot_be_used_says_what_to_do_and_nothing_is_touched(
     assert not into.exists()
 
 
+def test_the_guide_s_commands_read_a_roster_of_excel(tmp_path: Path) -> None:
+    guide = (ROOT / "shared" / "classroom" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^   \.venv/bin/python (-c '.*?') \.\./roster\.csv", guide, re.S | re.M)
+    example = re.search(r"^```\n(id,name,.*?)^```", guide, re.S | re.M)
+    assert found is not None
+    assert example is not None
+    path = roster(tmp_path, f"\ufeff{example[1]}".replace(",", ";").replace("\n", "\r\n"))
+    command = f"{sys.executable} {found[1]} {path}".replace("\n   ", "\n")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["ada-l", "benokri"]
+    assert [row.submission for row in read_roster(path).rows] == ["", "ben_second_try.zip"]
+
+
+def test_the_guide_s_columns_are_known(tmp_path: Path) -> None:
+    guide = (ROOT / "shared" / "classroom" / "README.md").read_text(encoding="utf-8")
+    table = guide.partition("| column | meaning |")[2].partition("\n\n")[0]
+    names = re.findall(r"`([a-z_ ]+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.M)))
+    assert len(names) >= 13
+    for name in names:
+        (row,) = read_roster(
+            roster(tmp_path, f"id,{name}\nx,7\n" if name != "id" else "id\n7\n")
+        ).rows
+        assert "7" in f"{row}", name
+
+
 def test_a_roster_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RosterError, match=r"gone.csv cannot be read.*path of a CSV"):
         read_roster(tmp_path / "gone.csv")

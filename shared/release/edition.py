@@ -175,8 +175,8 @@ EDITED: Mapping[str, edits.Edit] = {
             (
                 r"`labs/\*/solution`, `labs/\*/variants`, the hints in\s+`labs/\*/lab\.toml` or "
                 r"`labs/PROOF\.md` to a learner\. They hold the answers\.",
-                "the hints in `labs/*/lab.toml`, or a\n  solution from anywhere, to a learner. "
-                "They hold the answers.",
+                "the hints in `labs/*/lab.toml`, or a solution from anywhere, to a\n"
+                "  learner. They hold the answers.",
             ),
         ),
     ),
