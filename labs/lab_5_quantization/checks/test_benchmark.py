@@ -193,9 +193,26 @@ def test_perplexity_gives_every_token_the_same_weight(learner, rng):
     got = number(learner.perplexity(backend, data), what="perplexity", hint="every-token")
     losses = [_losses(known[id(b)], b) for b in data]
     want = math.exp(np.concatenate(losses).mean())
+    right = math.isclose(got, want, rel_tol=1e-4)
     by_batch = math.exp(np.mean([part.mean() for part in losses]))
+    # A mask that is not shifted with the tokens predicts the first place of the padding, too.
+    for about, mask in (
+        ("padding counted as tokens", lambda b: np.ones_like(b.mask)),
+        ("the place after the end of a text predicted, too", lambda b: np.roll(b.mask, 1, axis=1)),
+    ):
+        padded = np.concatenate(
+            [_losses(known[id(b)], learner.Batch(b.tokens, mask(b))) for b in data]
+        )
+        expect(
+            right or not math.isclose(got, math.exp(padded.mean()), rel_tol=1e-4),
+            observed=f"a perplexity of {got:.4f}: {about}, {len(padded)} losses",
+            expected=f"{want:.4f}, of the {sum(map(len, losses))} tokens that are predicted",
+            why="Nobody wrote the padding. With it the figure is of the batches' shapes: sort the "
+            "texts by length, and the same model looks better or worse.",
+            hint="padding-predicted",
+        )
     expect(
-        math.isclose(got, want, rel_tol=1e-4),
+        right,
         observed=f"a perplexity of {got:.4f} over batches with {[len(x) for x in losses]} tokens"
         + (", the mean over batches" if math.isclose(got, by_batch, rel_tol=1e-4) else ""),
         expected=f"{want:.4f}: exp of the mean over all {sum(map(len, losses))} predicted tokens",
@@ -356,13 +373,16 @@ def test_percentiles_and_rate_leave_nothing_out(learner, rng):
 def test_ranges_come_from_the_calibration_split(learner, rng, tmp_path):
     source = save(small_model(rng), tmp_path / "source.onnx")
     model = onnx.load(source)
-    # Token 6 drives the activations far out. The calibration texts do not hold it.
-    table = numpy_helper.to_array(model.graph.initializer[0]).copy()
-    table[6] = 9 * np.sign(table[6])
+    # Token 6 drives the activations far out. The calibration texts do not hold it. Of theirs, only
+    # the first batch holds the largest value, and only the last one the smallest.
+    table = np.clip(numpy_helper.to_array(model.graph.initializer[0]), -2, 2)
+    table[4], table[5], table[6] = 4, -5, 9 * np.sign(table[6])
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(table, "table"))
     save(model, source)
+    split = batches(learner, rng, [(3, 8), (2, 6), (4, 5), (1, 7), (2, 9)], vocabulary=4)
+    split[0].tokens[0, 0], split[-1].tokens[0, 0] = 4, 5
     data = learner.Splits(
-        batches(learner, rng, [(3, 8), (2, 6)], vocabulary=6),
+        split,
         tuple(learner.Batch(np.full((2, 5), 6), np.ones((2, 5), np.int64)) for _ in range(3)),
     )
     machine = Machine()
@@ -377,6 +397,15 @@ def test_ranges_come_from_the_calibration_split(learner, rng, tmp_path):
     )
     got = float(
         numpy_helper.to_array(next(i for i in copy.graph.initializer if i.name == node.input[1]))
+    )
+    expect(
+        bool(got > want * 0.999),
+        observed=f"a step of {got:.5f} for the activations of the first product, less than all "
+        f"{len(split)} batches of the calibration split need",
+        expected=f"{want:.5f}: the range over the whole calibration split / 255",
+        why="A value that no chosen batch holds is cut off in service, and a few batches hold few "
+        "of the large ones.",
+        hint="whole-split",
     )
     expect(
         math.isclose(got, want, rel_tol=1e-3),
@@ -516,7 +545,7 @@ def test_a_real_model_end_to_end(learner, domain, figure, tmp_path):
     small, whole = report["int8"], report["float32"]
     figure("size of int8 / float32", small["bytes"] / whole["bytes"])
     figure("perplexity of float32", whole["perplexity"])
-    figure("perplexity of int8", small["perplexity"], reference=whole["perplexity"])
+    figure("perplexity of int8", small["perplexity"])
     figure("speed-up of int8 (one thread)", report["speed_up"])
     expect(
         small["bytes"] < 0.4 * whole["bytes"]

@@ -211,6 +211,10 @@ def quantize_model(
     ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(ordered)
+    # A weight that another node reads too, such as a table of embeddings, stays.
+    read = {name for node in ordered for name in node.input}
+    for name in done & weights.keys() - read:
+        graph.initializer.remove(weights[name])
     onnx.checker.check_model(copy)
     return copy
 
@@ -277,11 +281,12 @@ def measure(
 ) -> dict[str, list[float]]:
     """Latencies of requests, of all backends side by side.
 
-    First each backend answers `warm_up` requests, which are not in the result. Then come the
-    rounds. In round r (from 0) each backend answers the batch r modulo the number of batches: in
-    the order of `backends` in even rounds, in the reverse order in odd ones, so that nothing that
-    changes while the benchmark runs falls on one of them. There is one request at a time: the next
-    one is submitted when the answer of the last one is there.
+    First each backend answers `warm_up` requests, with any of `batches` and in any order; they are
+    not in the result. Then come the rounds. In round r (from 0) each backend answers the batch r
+    modulo the number of batches: in the order of `backends` in even rounds, in the reverse order in
+    odd ones, so that nothing that changes while the benchmark runs falls on one of them. There is
+    one request at a time, warm-up included: the next one is submitted when the answer of the last
+    one is there.
 
     A latency is the time from the moment before a request is submitted to the moment when its
     answer is there.
@@ -333,8 +338,8 @@ def benchmark(
 ) -> Report:
     """Export the float32 model and its int8 copy, and compare them.
 
-    The ranges of the copy come from the calibration split; all figures are measured on the test
-    split. Both backends get the same number of threads and are closed in the end, also
+    The ranges of the copy come from all of the calibration split; all figures are measured on the
+    test split. Both backends get the same number of threads and are closed in the end, also
     when something fails.
 
     Args:
@@ -396,10 +401,9 @@ def _rounded_activation(
 
 
 def _stored_weight(graph: onnx.GraphProto, weight: onnx.TensorProto) -> onnx.NodeProto:
-    """Put a weight's integers in its place; the node that reads them, as NAME.int8."""
+    """Add a weight's integers; the node that reads them, as NAME.int8."""
     name = weight.name
     values, scale = quantize_weight(numpy_helper.to_array(weight))
-    graph.initializer.remove(weight)
     _add_constant(graph, f"{name}.values", values)
     _add_constant(graph, f"{name}.scale", scale)
     _add_constant(graph, f"{name}.zero", np.zeros(scale.shape, np.int8))
