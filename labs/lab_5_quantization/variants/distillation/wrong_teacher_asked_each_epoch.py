@@ -82,7 +82,7 @@ def to_pieces(texts: Sequence[str]) -> Pieces:
 def word_vectors(width: int) -> NDArray[np.float32]:
     """MiniLM's table of word pieces, reduced to its first principal components.
 
-    A student that begins with it knows words that no text of the desk holds.
+    A student may begin with it: it holds words, too, that are in no text of the desk.
 
     Returns:
         float32, (`VOCABULARY`, width), with a standard deviation of 1/3. Do not write to it.
@@ -193,9 +193,9 @@ def build_student(topics: int, seed: int) -> nn.Module:
     """A student that has not learned yet: from ids and mask to logits.
 
     The design is yours. It has at most `PARAMETER_SHARE` of `TEACHER_PARAMETERS` parameters, each
-    of them trained or not. The logits of a text do not depend on padding, nor on the other texts
-    of its batch. The same seed gives the same weights, whatever was drawn before, and two students
-    share no memory.
+    of them trained or not. The logits of a text do not depend on padding, whichever ids stand
+    there, nor on the other texts of its batch. The same seed gives the same weights, whatever was
+    drawn before. Two students share no memory, nor does one with `word_vectors`.
 
     After 30 epochs of `distil` on the desk's texts (temperature 2, alpha 0.2; mean of two seeds) it
     has at least 0.9 times the teacher's accuracy on held-out texts and at most 1.25 times its log
@@ -223,7 +223,7 @@ def distil(
     batch_size: int = 64,
     learning_rate: float = 2e-3,
 ) -> list[float]:
-    """Train the student in place, with Adam on `distillation_loss`.
+    """Train the student in place, with Adam or AdamW on `distillation_loss`.
 
     Each epoch goes through all texts once, in a new random order. The teacher is asked once for
     each text, as `teacher_logits` does, and is not changed in any way. The student is trained in
