@@ -16,7 +16,7 @@ onnx = pytest.importorskip("onnx", reason="the tools of Lab 5 are not installed"
 import numpy as np  # noqa: E402
 
 from shared.device.cycles import CostModel, Rates  # noqa: E402
-from shared.device.device import Device  # noqa: E402
+from shared.device.device import Device, Run  # noqa: E402
 from shared.device.isolation import isolated, why_not  # noqa: E402
 from shared.device.keys import new_key, sign, signature_holds  # noqa: E402
 from shared.device.layout import (  # noqa: E402
@@ -151,6 +151,17 @@ def test_a_run_reports_answers_tokens_and_cycles(device: Device, tmp_path: Path)
     assert device.run(plain, ["abc", "a"]).cycles == run.cycles
     assert device.ran == [plain, plain]
     assert set(members(plain)) == {"model/m.onnx", "runtime/bundle_runtime-1-py3-none-any.whl"}
+
+
+def test_a_report_that_shows_a_run_and_its_device_stays_short() -> None:
+    run = Run(("a",) * 400, ((1, 2),) * 400, (7,), sockets=("bind",), seconds=0.088559110998)
+    assert repr(run) == (
+        "Run(answers=<400>, tokens=<400>, cycles=(7,), peak_bytes=0, sockets=('bind',), "
+        "processes=(), seconds=0.0886, error=None)"
+    )
+    assert repr(Device(bytes(32), 1 << 20, [Path("a.tar")])) == (
+        "Device(memory_bytes=1048576, runs=1)"
+    )
 
 
 def test_the_peak_of_memory_is_kept_after_it_was_given_back(device: Device, tmp_path: Path) -> None:

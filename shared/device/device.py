@@ -9,7 +9,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,6 +57,11 @@ class Run:
     seconds: float = 0.0
     error: str | None = None
 
+    def __repr__(self) -> str:
+        """All fields; of those with more than three entries, how many there are."""
+        shown = (f"{f.name}={_counted(getattr(self, f.name))}" for f in fields(self))
+        return f"Run({', '.join(shown)})"
+
 
 @dataclass
 class Device:
@@ -72,6 +77,10 @@ class Device:
     memory_bytes: int
     ran: list[Path] = field(default_factory=list)
     _worker: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        """What tells one device from another in a report: no key, and of what it ran the number."""
+        return f"{type(self).__name__}(memory_bytes={self.memory_bytes}, runs={len(self.ran)})"
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +143,13 @@ class Device:
                 text=True,
             )
         return self._worker
+
+
+def _counted(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    long = isinstance(value, tuple) and len(value) > 3
+    return f"<{len(value)}>" if long else repr(value)
 
 
 def _run_of(said: dict[str, Any]) -> Run:
