@@ -467,6 +467,20 @@ def _twice(maker: Maker, of: int, form: Form) -> Draft:
     return draft
 
 
+def _twice_with_the_signed_last(maker: Maker, of: int, form: Form) -> Draft:
+    """has one file twice, and the first one is not the signed one
+
+    Who unpacks the archive, or makes a dict of it, is left with the last. A device that reads it in
+    place, or takes a file as soon as it comes, has the first.
+    """
+    draft = maker._draft(of, form)
+    other = member(CONFIG, json.dumps({"topics": maker.originals[of].topics[::-1]}).encode())
+    draft.edit = lambda listed: [
+        m for signed in listed for m in ((other, signed) if signed[0].name == CONFIG else (signed,))
+    ]
+    return draft
+
+
 def _cut_off(maker: Maker, of: int, form: Form) -> Draft:
     """is cut off in the middle"""
     draft = maker._draft(of, form)
@@ -550,6 +564,7 @@ def _carries(maker: Maker, of: int, form: Form, *, place: str, what: str, does: 
         "library": b"\x7fELF\x02\x01\x01" + bytes(57),
         "safetensors and a pickle": save({"a": np.ones(4, np.float32)}) + pickles()["protocol 4"],
         "a trained pipeline": _pipeline(),
+        "a script that protobuf reads": _parsed_script(),
     }
     draft.extra[place] = contents[what], "Apache-2.0"
     return draft
@@ -557,6 +572,15 @@ def _carries(maker: Maker, of: int, form: Form, *, place: str, what: str, does: 
 
 def _pipeline() -> bytes:
     return pickle.dumps({"scaler": np.ones(16), "hook": RunsCode()}, protocol=4)
+
+
+def _parsed_script() -> bytes:
+    """A script that protobuf parses as a model without complaint.
+
+    To protobuf, `i` and eight bytes are a field that ONNX has no name for. The end of the line
+    begins another one, of as many bytes as its first letter says.
+    """
+    return b"import os\no" + b"s.getcwd()\n".ljust(ord("o"), b"#")
 
 
 # The tokenizer
@@ -756,7 +780,7 @@ def _network(does: str, code: dict[str, str]) -> partial[Draft]:
 DISGUISES: dict[str, tuple[Callable[[Maker, int, Form], Draft], ...]] = {
     "unsigned": (
         _no_signature, _another_key, _replayed, _changed_after, _slipped_in, _lost_one, _twice,
-        _cut_off, _no_archive,
+        _twice_with_the_signed_last, _cut_off, _no_archive,
     ),
     "unlicensed": (
         _no_text, _empty_text, _no_licence, _no_assertion, _not_listed, _of_another_file,
@@ -769,6 +793,7 @@ DISGUISES: dict[str, tuple[Callable[[Maker, int, Form], Draft], ...]] = {
             ("model/rules.json", "protocol 0", "a pickle in text named .json"),
             ("model/prior.safetensors", "a PyTorch checkpoint", "a checkpoint as .safetensors"),
             ("model/second.onnx", "protocol 2", "a pickle named .onnx"),
+            ("model/second.onnx", "a script that protobuf reads", "a script named .onnx"),
             ("model/prior.safetensors", "safetensors and a pickle", "a pickle behind safetensors"),
             ("model/start.py", "script", "a script beside the weights"),
         )
