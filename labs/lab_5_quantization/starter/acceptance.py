@@ -30,8 +30,9 @@ What good and bad bundles have in common, and what not:
 - Good ones are made with different methods, and differ in all that is not in the table: size on
   the disk, compression of the wheel, the layout of tokenizer.json, more files, more licences, what
   their code imports, how long they take to load. Some are hardly faster than the original.
-- A good one answers some probes otherwise than the original, by chance. Of the right answers that
-  the original has in a slice it loses at most 4 in 100, or one where that is less than one.
+- A good one answers some probes otherwise than the original, by chance or because it is better. Of
+  the right answers that the original has in a slice it loses at most 4 in 100, or one where that is
+  less than one.
 - One with a fault of quality has, in one slice at least, 20 in 100 and at least 8 fewer right
   answers. The mean over all probes can be as good as the original's, or better.
 - Each bad one has one fault, though some faults bring others along: what breaks or has the wrong

@@ -14,7 +14,16 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
-from support.branch_models import RARE, RARE_PROBES, Original, Weights, original
+from support.branch_models import (
+    RARE,
+    RARE_PROBES,
+    WEAK,
+    WEAK_PROBES,
+    WEAK_WRONG,
+    Original,
+    Weights,
+    original,
+)
 from support.branch_onnx import (
     SLOWER,
     SMALLER,
@@ -66,6 +75,7 @@ class Router:
         self.topics = config["topics"]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
         self.session = Session(folder / "model" / "router.onnx")
+{models}
         self.asked = 0
 {loading}
 
@@ -99,6 +109,13 @@ class Subject:
     of: int
     fault: str | None
     does: str
+
+
+class Probes(tuple[Probe, ...]):
+    """Probes, of which a report that names them says how many there are."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} probes>"
 
 
 @dataclass
@@ -180,7 +197,7 @@ class Draft:
         return path
 
     def _wheel(self) -> bytes:
-        places = {"imports": "", "loading": "", "answering": "", "answered": ""}
+        places = {"imports": "", "models": "", "loading": "", "answering": "", "answered": ""}
         source = _RUNTIME.format(**(places | self.code))
         info = f"bundle_runtime-{self.version}.dist-info"
         packed = io.BytesIO()
@@ -209,7 +226,7 @@ class Maker:
         ]
         others = {"finance": "healthcare", "healthcare": "climate", "climate": "finance"}
         self._other = original(others[domain], 0, *SIZES[0])
-        self.probes = [self._with_a_rare_slice(o) for o in self.originals]
+        self.probes = [self._in_slices(o) for o in self.originals]
         self._count = 0
 
     def reference(self, of: int) -> Path:
@@ -223,22 +240,17 @@ class Maker:
         """Bundles that may go out. The third is hardly faster than its original."""
         found = []
         for i in range(GOOD):
-            of, kind = i % 2, i // 2 % (len(SMALLER) + 2)
-            if kind == 1:
-                draft, method = self._draft(of, as_float32), "Some hidden units are left out"
-                draft.model = as_float32(self._pruned(of))
-            elif kind == 2:
-                draft, method = self._draft(of, as_float32), "The word vectors are coarse"
-                draft.model = with_float16_layer(self._rounded(of))
-            else:
-                form = SMALLER[max(0, kind - 2)]
-                draft, method = self._draft(of, form), (form.__doc__ or "").splitlines()[0]
+            of = i % 2
+            draft, method = self._made_smaller(of, i // 2 % (len(SMALLER) + 4))
             names = self.rng.choice(len(_HARMLESS), size=2, replace=False)
             changes = [_HARMLESS[i % len(_HARMLESS)], *(_HARMLESS[int(n)] for n in names)]
             changes += [_large_files] if i in (5, 10) else []
             for change in changes:
                 change(draft, self.rng)
-            does = [method.rstrip("."), *((c.__doc__ or "").rstrip(".") for c in changes)]
+            does = [
+                method[0].lower() + method[1:].rstrip("."),
+                *((c.__doc__ or "").rstrip(".") for c in changes),
+            ]
             found.append(self._subject(draft, of, None, ", ".join(dict.fromkeys(does))))
         return found
 
@@ -261,9 +273,33 @@ class Maker:
         path = draft.write(self.folder / f"bundle-{self._count}.tar", self.private)
         return Subject(path, of, fault, does)
 
-    def _draft(self, of: int, form: Callable[[Weights], bytes]) -> Draft:
+    def _draft(
+        self, of: int, form: Callable[[Weights], bytes], weights: Weights | None = None
+    ) -> Draft:
         made = self.originals[of]
-        return Draft(form(made.weights), tokenizer_of(made.vocabulary), made.topics)
+        return Draft(form(weights or made.weights), tokenizer_of(made.vocabulary), made.topics)
+
+    def _made_smaller(self, of: int, kind: int) -> tuple[Draft, str]:
+        """A good bundle by one of the methods, and the method in words."""
+        w = self.originals[of].weights
+        if kind == 1:
+            return self._draft(of, as_float32, self._pruned(of)), "Some hidden units are left out"
+        if kind == 2:
+            return (
+                self._draft(of, with_float16_layer, self._trained_on(of)),
+                "It was trained for longer, and is right where the original is wrong",
+            )
+        if kind == 3:
+            draft = self._draft(of, with_float16_layer)
+            draft.extra["model/larger.onnx"] = as_float32(w), "Apache-2.0"
+            draft.code["models"] = _indented(_LARGER)
+            draft.code["answered"] = _indented(_UNSURE.format(margin=self._close(of)))
+            return draft, "A small model answers, and a larger one where the small one is unsure"
+        if kind == 4:
+            rounded = self._rounded(of)
+            return self._draft(of, with_float16_layer, rounded), "The word vectors are coarse"
+        form = SMALLER[max(0, kind - 4)]
+        return self._draft(of, form), (form.__doc__ or "").splitlines()[0]
 
     def _may_go_out(self, of: int, weights: Weights) -> bool:
         """What is said of good bundles, with room: at most 4 of 100 lost in a slice, or one."""
@@ -274,6 +310,26 @@ class Maker:
         return all(
             lost[slices == s].sum() <= max(1, 0.03 * before[slices == s].sum()) for s in set(slices)
         )
+
+    def _trained_on(self, of: int) -> Weights:
+        """The weights that were trained for longer, on the probes as well.
+
+        Raises:
+            RuntimeError: they lose more in a slice than chance explains.
+        """
+        better = self.originals[of].better
+        if not self._may_go_out(of, better):
+            raise RuntimeError("what was trained for longer lost a slice")
+        return better
+
+    def _close(self, of: int) -> float:
+        """The difference between the two best scores that a seventh of the probes don't reach.
+
+        With as many asked twice, a model of half the cycles is dearer there, and cheaper in all.
+        """
+        made = self.originals[of]
+        best = np.sort(made.weights.logits(made.ids([p.text for p in made.probes])), axis=1)
+        return float(np.quantile(best[:, -1] - best[:, -2], 1 / 7))
 
     def _rounded(self, of: int) -> Weights:
         """The weights with the coarsest word vectors that may go out."""
@@ -300,20 +356,25 @@ class Maker:
                 return small
         raise RuntimeError("each hidden unit is needed")
 
-    def _with_a_rare_slice(self, made: Original) -> tuple[Probe, ...]:
-        """The probes, with a slice of six.
+    def _in_slices(self, made: Original) -> Probes:
+        """The probes, with a slice of six, and one in which the original is often wrong.
 
         One of the six is a probe that the original has right by a hair, so that good bundles lose
-        it now and then.
+        it now and then. In the other slice a good bundle can have many other answers, by having
+        them right.
         """
+        right = made.right(made.weights)
         logits = np.sort(made.weights.logits(made.ids([p.text for p in made.probes])), axis=1)
-        margin = np.where(made.right(made.weights), logits[:, -1] - logits[:, -2], np.inf)
+        margin = np.where(right, logits[:, -1] - logits[:, -2], np.inf)
         close = int(margin.argmin())
         clear = np.flatnonzero(np.isfinite(margin) & (margin > np.median(margin)))
         rare = {close, *(int(i) for i in self.rng.choice(clear, RARE_PROBES - 1, replace=False))}
-        return tuple(
-            Probe(p.text, RARE if i in rare else p.slice, p.label)
-            for i, p in enumerate(made.probes)
+        wrong = [int(i) for i in self.rng.permutation(np.flatnonzero(~right))][:WEAK_WRONG]
+        others = [int(i) for i in self.rng.permutation(np.flatnonzero(right)) if int(i) not in rare]
+        named = dict.fromkeys(rare, RARE)
+        named |= dict.fromkeys([*wrong, *others[: WEAK_PROBES - len(wrong)]], WEAK)
+        return Probes(
+            Probe(p.text, named.get(i, p.slice), p.label) for i, p in enumerate(made.probes)
         )
 
 
@@ -769,6 +830,12 @@ atexit.register(report)
 _COPIES = """\
 whole = (folder / "model" / "router.onnx").read_bytes()
 self.copies = [whole * (1 + (64 << 20) // len(whole))]
+"""
+_LARGER = 'self.larger = Session(folder / "model" / "larger.onnx")'
+_UNSURE = """\
+*_, second, first = np.sort(logits[0])
+if first - second < {margin}:
+    (logits,) = self.larger.run({{"ids": np.array(ids, np.int64)}})
 """
 _AGAIN = 'self.session.run({"ids": np.array(ids, np.int64)})\n'
 

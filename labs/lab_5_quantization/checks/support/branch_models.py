@@ -24,6 +24,11 @@ Array = npt.NDArray[np.float32]
 RARE = "by letter"
 """A slice of six probes."""
 RARE_PROBES = 6
+WEAK = "by phone"
+"""A slice in which the original is often wrong, and a model that goes out may be better."""
+WEAK_PROBES = 40
+WEAK_WRONG = 16
+"""So many of them the original has wrong, or all that it has."""
 _WORD = re.compile(r"\w+|[^\w\s]+")
 
 
