@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import threading
 import tomllib
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import UserError
 from shared.paths import LABS
+
+_PARSING = threading.Lock()
+"""Python 3.11 may fail with a SystemError where two threads make a syntax tree at once."""
 
 
 class LabError(UserError):
@@ -99,9 +103,11 @@ class Lab(BaseModel):
         """
         file = self.check_file(task)
         try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
         except OSError as error:
             raise LabError(f"Task {task.id} has no checks: {file.name} is missing.") from error
+        with _PARSING:
+            tree = ast.parse(text)
         found = {
             node.name: "engine" in {a.arg for a in node.args.args}
             for node in tree.body
