@@ -102,9 +102,11 @@ def _prepare() -> None:
 
 
 def _import(modules: list[str]) -> None:
+    from shared.classroom.proctor import read_ahead
     from shared.grading.child import preload
 
     preload(modules)
+    read_ahead()
 
 
 def _receive(control: socket.socket) -> tuple[list[str], list[int]] | None:

@@ -21,7 +21,7 @@ from shared.grading.target import Target
 
 FORGED = "forged result lines"
 CANARY = "a check that must fail did not"
-REPLACED = "the grader's functions were replaced"
+REPLACED = "something of the checks or the grader was replaced"
 EQUAL = "a value that equals anything"
 LEFT = "the process ended itself, as if all were well"
 

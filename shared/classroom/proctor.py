@@ -1,9 +1,9 @@
 """What watches a run from inside: a pytest plugin beside the grader's own.
 
 It puts the canaries among the checks, seals every event line, and says at the end whether the
-grader's own functions stayed what they were before the learner's code was loaded. It looks after
-each check, and each time a function of the learner's returns: what a call replaces may put itself
-back before the check ends.
+checks and the grader stayed what they were before the learner's code was loaded (`watching`). It
+looks after each check, each time a function of the learner's returns, and each time a check
+expects something: what a call replaces may put itself back before the check ends.
 
 It cannot be trusted alone: it runs in the process of the code that it watches. The parent
 compares its word with what it knows itself (`listener`).
@@ -12,14 +12,16 @@ compares its word with what it knows itself (`listener`).
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from types import FunctionType, ModuleType
+from typing import Any
 
 import _pytest.python
 import _pytest.reports
@@ -30,6 +32,7 @@ import pluggy._manager
 import pytest
 
 from shared.classroom.canary import Plan, Step
+from shared.classroom.watching import Watch, built_in_names, named_later, text_of
 from shared.grading import events, expect, plugin
 from shared.grading.plugin import REPORTER, Reporter
 from shared.grading.target import target_from_environment
@@ -50,18 +53,13 @@ _FAR: tuple[object, ...] = (
     json.JSONEncoder,
 )
 """Modules and classes whose functions turn what a check found into a line for the parent."""
-_NEAR: tuple[object, ...] = (expect, expect.CheckFailed)
-"""Those that a check calls itself."""
-_BUILT_IN = (
-    *("all", "any", "bool", "dict", "float", "getattr", "int", "isinstance", "issubclass"),
-    *("len", "list", "repr", "set", "sorted", "str", "type", "vars", "zip"),
-)
 _NAMES: tuple[tuple[object, str], ...] = (
     *((os, name) for name in ("write", "dup2", "_exit")),
     (json, "dumps"),
-    (math, "isclose"),
-    *((builtins, name) for name in _BUILT_IN),
+    *((builtins, name) for name in built_in_names()),
 )
+_QUICK = 2e-4
+"""Seconds that a look into containers may take to be worth it at each call."""
 
 
 class Proctor:
@@ -72,9 +70,13 @@ class Proctor:
         self._sent = 0
         self._equal_to_all: list[str] = []
         self._changed: set[str] = set()
-        self._near = [o for owner in _NEAR for o in _originals(owner)]
-        self._far = [o for owner in _FAR for o in _originals(owner)]
-        self._far += [_original(owner, name) for owner, name in _NAMES]
+        self._near, self._far = Watch(), Watch()
+        self._near.functions_of(expect.CheckFailed)
+        for owner in _FAR:
+            self._far.functions_of(owner)
+        for owner, name in _NAMES:
+            self._far.name(owner, name)
+        self._inside_too = False
         self._plugins: dict[int, str] = {}
         self._config: pytest.Config | None = None
         self._reporter: Reporter | None = None
@@ -92,6 +94,7 @@ class Proctor:
         assert self._reporter is not None
         self._reporter.seal = self._seal
         plugin._RETURNED.append(self._look_at)
+        expect._ASKED.append(self._look)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -102,7 +105,17 @@ class Proctor:
             for step in self._plan.steps
             if step.check in found
         ]
-        self._near += [o for module in _check_modules() for o in _originals(module)]
+        modules = _check_modules()
+        for name in {name for module in modules for name in named_later(module)}:
+            with suppress(Exception):
+                importlib.import_module(name)
+        self._near.modules([expect, *modules])
+        self._far.modules(_shared_modules())
+        self._far.list_of(plugin, "_RETURNED")
+        self._far.list_of(expect, "_ASKED")
+        before = time.perf_counter()
+        list(self._near.changed_inside())
+        self._inside_too = time.perf_counter() - before < _QUICK
         self._plugins = self._plugins_now()
 
     @pytest.hookimpl(wrapper=True, trylast=True)
@@ -111,15 +124,13 @@ class Proctor:
         try:
             yield
         finally:
-            self._compare(self._near)
-            self._compare(self._far)
+            self._look_at_all()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
         """Say what was replaced, before the last line is sent."""
         assert self._reporter is not None
-        self._compare(self._near)
-        self._compare(self._far)
+        self._look_at_all()
         for plugin_id, name in self._plugins_now().items():
             if self._plugins and plugin_id not in self._plugins:
                 self._changed.add(f"pytest's plugins, now with {name[:80]}")
@@ -135,13 +146,21 @@ class Proctor:
         pairs = self._config.pluginmanager.list_name_plugin()
         return {id(one): str(name) for name, one in pairs if one is not None}
 
-    def _compare(self, originals: list[_Original]) -> None:
-        self._changed.update(original.label for original in originals if not original.kept())
+    def _look(self) -> None:
+        self._changed.update(self._near.changed())
+        if self._inside_too:
+            self._changed.update(self._near.changed_inside())
         if sys.gettrace() is not None or sys.getprofile() is not None:
             self._changed.add("sys.settrace")
 
+    def _look_at_all(self) -> None:
+        self._look()
+        for watch in (self._near, self._far):
+            self._changed.update(watch.changed())
+            self._changed.update(watch.changed_inside())
+
     def _look_at(self, name: str, value: Any) -> None:
-        self._compare(self._near)
+        self._look()
         values = [value]
         if type(value) in (list, tuple):
             values += list(value)[:50]
@@ -154,40 +173,6 @@ class Proctor:
                     self._equal_to_all.append(what)
 
 
-class _Original(NamedTuple):
-    """A function where it belongs, and what makes it the one that it is."""
-
-    label: str
-    owner: Mapping[str, Any]
-    name: str
-    value: Any
-    function: FunctionType | None
-    code: CodeType | None
-
-    def kept(self) -> bool:
-        """Whether it is still what it was."""
-        if self.owner.get(self.name) is not self.value:
-            return False
-        return self.function is None or self.function.__code__ is self.code
-
-
-def _originals(owner: object) -> Iterator[_Original]:
-    """The functions, classes and properties that a module or class holds."""
-    for name, value in list(vars(owner).items()):
-        if isinstance(value, (FunctionType, classmethod, staticmethod, type, property)):
-            yield _original(owner, name)
-
-
-def _original(owner: object, name: str) -> _Original:
-    value = vars(owner)[name]
-    function = getattr(value, "__func__", value)
-    if not isinstance(function, FunctionType):
-        function = None
-    code = function.__code__ if function is not None else None
-    label = f"{getattr(owner, '__name__', '?')}.{name}"
-    return _Original(label, vars(owner), name, value, function, code)
-
-
 def _check_modules() -> list[ModuleType]:
     """The lab's own modules that are loaded: its checks, and what supports them."""
     checks = os.path.join(os.environ["LABS_LAB_FOLDER"], "checks")
@@ -196,6 +181,21 @@ def _check_modules() -> list[ModuleType]:
         for module in list(sys.modules.values())
         # Not getattr: some libraries put modules there that load others when they are asked.
         if isinstance(module, ModuleType) and str(vars(module).get("__file__")).startswith(checks)
+    ]
+
+
+def read_ahead() -> None:
+    """Read the texts of what is loaded before runs are forked, so that none reads them itself."""
+    for module in _shared_modules():
+        text_of(module)
+
+
+def _shared_modules() -> list[ModuleType]:
+    """What of `shared` is loaded."""
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if name.split(".")[0] == "shared" and isinstance(module, ModuleType)
     ]
 
 
