@@ -14,6 +14,7 @@ from shared.classroom.listener import Sign
 from shared.classroom.process import WalledChecks, walled_target
 from shared.classroom.records import Flag
 from shared.classroom.sandbox import Wall
+from shared.classroom.text import without_places
 from shared.classroom.work import Work
 from shared.grading.feedback import SilentWatcher
 from shared.grading.jobs import usable_cores
@@ -175,6 +176,7 @@ class Worker:
                 live_turn=live_turn,
             )
             result = runner.grade(grading, SilentWatcher()).tasks[0]
+        result = TaskResult.model_validate(without_places(result.model_dump()))
         signs = self._process.take_signs() if isinstance(self._process, WalledChecks) else []
         return Graded(work, _without_points(result, signs), _flags(work, signs))
 

@@ -7,9 +7,14 @@ direction, half of a surrogate pair) is written out, what is too long says how m
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
+
+from shared.paths import ROOT
+from shared.wheels import cache_home
 
 LONGEST = 4000
 """Characters of one text that a page shows."""
@@ -101,3 +106,38 @@ def _shape(character: str) -> str:
     ):
         return f"‹U+{code:04X}›"
     return character
+
+
+def without_places(value: Any) -> Any:
+    """A JSON-like value in whose texts nothing says where on this machine things are.
+
+    Submissions can print their environment, which names the checkout, the models and Python.
+    """
+    if isinstance(value, str):
+        for pattern, word in _places():
+            value = pattern.sub(word, value)
+        return value
+    if isinstance(value, dict):
+        return {key: without_places(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(v) for v in value]
+    return value
+
+
+@cache
+def _places() -> list[tuple[re.Pattern[str], str]]:
+    """The places of this machine, each with the word that stands for it; the longest first."""
+    found = {
+        Path.home(): "[home]",
+        Path(sys.base_prefix): "[python]",
+        Path(sys.prefix): "[python]",
+        ROOT: "[labs]",
+        cache_home(): "[models]",
+    }
+    found |= {path.resolve(): word for path, word in found.items()}
+    usual = {Path("/"), Path("/usr"), Path("/usr/local")}
+    paths = sorted(found.keys() - usual, key=lambda path: -len(str(path)))
+    return [
+        (re.compile(rf"(?<![\w.-]){re.escape(str(path))}(?![\w-]|\.\w)"), found[path])
+        for path in paths
+    ]
