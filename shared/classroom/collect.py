@@ -15,8 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.classroom.choose import given_files
+from shared.classroom.looking import look
 from shared.classroom.names import HandInName, is_archive_name, parse, shown, unique_ids
-from shared.classroom.records import Learner, Submission
+from shared.classroom.records import Learner, Note, Submission
 from shared.classroom.roster import Roster, Row, read_roster
 from shared.classroom.store import CollectError, Store, fingerprint
 from shared.classroom.taking import Taker
@@ -261,9 +263,17 @@ def _collect_one(group: _Group, learner: Learner, taker: Taker, store: Store) ->
         learner=learner,
         source=", ".join(shown(h.raw) for h in group.hand_ins),
         labs=places,
-        notes=taker.noticed.notes(),
+        notes=(*_looked_at(taker), *taker.noticed.notes()),
         problem=problem,
     )
+
+
+def _looked_at(taker: Taker) -> Iterator[Note]:
+    """What the instructor should look at in the learner's own files."""
+    for lab in taker.wanted:
+        given = given_files(lab)
+        files = taker.files.get(lab.number, {})
+        yield from look({n: c for n, c in files.items() if given.get(n) != c}, lab.number)
 
 
 def _what_is_missing(group: _Group, wanted: Collection[Lab]) -> str:

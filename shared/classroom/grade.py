@@ -26,6 +26,7 @@ from shared.classroom.journal import Journal, Settings, Verdict
 from shared.classroom.pool import Graded, Pool, once
 from shared.classroom.records import ClassResult, GradedLab, Learner, Submission
 from shared.classroom.sandbox import Wall, find_wall
+from shared.classroom.verdicts import to_look_at
 from shared.classroom.work import GradedWith, Work, all_work
 from shared.errors import UserError
 from shared.grading.check import (
@@ -465,5 +466,8 @@ def _score(graded: GradedLab | None) -> str:
 
 def _remark(result: ClassResult, learner: Learner) -> str:
     flags = sum(len(g.flags) for g in result.graded if g.learner == learner.id)
-    problem = result.submissions[learner.id].problem
-    return "[red]flagged[/]" if flags else escape(problem)
+    if flags:
+        return "[red]flagged[/]"
+    if to_look_at(result, learner.id):
+        return "[yellow]look at it[/]"
+    return escape(result.submissions[learner.id].problem)

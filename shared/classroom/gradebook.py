@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from shared.classroom.records import ClassResult, Learner
 from shared.classroom.text import cell, one_line
-from shared.classroom.verdicts import by_name, note_line, notes, problems, score, totals
+from shared.classroom.verdicts import by_name, note_line, notes, problems, score, to_look_at, totals
 
 BOM = "\ufeff"
 """Tells spreadsheets that the file is UTF-8."""
@@ -26,7 +26,7 @@ def gradebook(result: ClassResult) -> str:
     """
     labs = [name for lab in result.labs for name in (f"Lab {lab}", f"Lab {lab} max")]
     header = ["Learner", "Name", "Email", "Section", *labs, "Total", "Max", "Percent"]
-    header += ["Flags", "Problems", "Notes"]
+    header += ["Flags", "Look at", "Problems", "Notes"]
     rows = [_row(result, learner) for learner in by_name(result)]
     return BOM + table([header, *rows])
 
@@ -52,5 +52,7 @@ def _row(result: ClassResult, learner: Learner) -> list[object]:
     sums = totals(result, learner.id)
     percent = sums.percent
     row += [sums.points, sums.maximum, "" if percent is None else round(percent, 1)]
+    looks = sorted({note_line(note) for note in to_look_at(result, learner.id)})
     lines = sorted({note_line(note) for note in notes(result, learner.id)})
-    return [*row, "; ".join(flags), "; ".join(problems(result, learner.id)), "; ".join(lines)]
+    said = (flags, looks, problems(result, learner.id), lines)
+    return [*row, *("; ".join(texts) for texts in said)]

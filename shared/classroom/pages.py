@@ -37,6 +37,7 @@ from shared.classroom.verdicts import (
     notes,
     problems,
     score,
+    to_look_at,
     totals,
     verdicts,
 )
@@ -229,6 +230,11 @@ def class_page(result: ClassResult, labs: Labs, pages: Mapping[str, str]) -> str
         maximum=sums[0].maximum if sums else 0,
         misconceptions=_misconceptions(result, labs, people)[:_MISCONCEPTIONS],
         flags=_flags(result, people),
+        looks=[
+            (one_line(p.name, _NAME), [note_line(n, 2000) for n in seen][:_MOST])
+            for p in people
+            if (seen := to_look_at(result, p.id))
+        ],
         problems=[
             (one_line(p.name, _NAME), found) for p in people if (found := problems(result, p.id))
         ],

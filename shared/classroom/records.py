@@ -24,11 +24,13 @@ class Note(Record):
         kind: what it is, in a word or two, e.g. ``"conftest.py"``, ``"symbolic link"``.
         text: a sentence for the instructor; may quote the submission, so escape it.
         lab: the lab that it concerns, if one.
+        private: it is for the instructor alone, who is to look at it.
     """
 
     kind: str
     text: str
     lab: int | None = None
+    private: bool = False
 
 
 class Flag(Record):

@@ -134,6 +134,15 @@ def lab_problems(result: ClassResult, learner: str, lab: int) -> list[str]:
 
 def notes(result: ClassResult, learner: str) -> list[Note]:
     """What was found in a submission and had no effect, each once."""
+    return [note for note in _all_notes(result, learner) if not note.private]
+
+
+def to_look_at(result: ClassResult, learner: str) -> list[Note]:
+    """What the instructor alone is told of a submission, to look at it; no accusation yet."""
+    return [note for note in _all_notes(result, learner) if note.private]
+
+
+def _all_notes(result: ClassResult, learner: str) -> list[Note]:
     submission = result.submissions.get(learner)
     found = list(submission.notes) if submission is not None else []
     for lab in result.labs:
@@ -142,10 +151,10 @@ def notes(result: ClassResult, learner: str) -> list[Note]:
     return list(dict.fromkeys(found))
 
 
-def note_line(note: Note) -> str:
+def note_line(note: Note, limit: int = 500) -> str:
     """A note in one line."""
     where = f"Lab {note.lab}, " if note.lab is not None else ""
-    return f"{where}{one_line(note.kind, 80)}: {one_line(note.text)}"
+    return f"{where}{one_line(note.kind, 80)}: {one_line(note.text, limit)}"
 
 
 @dataclass(frozen=True)
