@@ -1,7 +1,8 @@
 """Task files that attack the grader, each with the verdict that it must get.
 
 They stand in for `double.py` of the small lab in `conftest`. None may earn a point, touch the
-host, or change anybody else's verdict.
+host, or change anybody else's verdict. Those of `CHANGES` stand in a lab whose check has bounds
+and cases in a module that supports it.
 """
 
 from __future__ import annotations
@@ -559,6 +560,152 @@ ATTACKS: list[Attack] = [
     _attack("empty file", "", statuses=("failed",)),
     _attack("no Python", "\x00\x01\x02 binary", statuses=("error",)),
 ]
+
+BOUNDS = dedent(
+    """
+    from dataclasses import dataclass
+
+    WRONG_ALLOWED = 0
+    NEEDED = {"cases": 2}
+
+
+    @dataclass(frozen=True)
+    class Case:
+        given: int
+        wanted: int
+
+        @property
+        def right(self):
+            return 2 * self.given == self.wanted
+
+
+    CASES = [Case(1, 2), Case(5, 10)]
+
+
+    def wrong(function, cases, *, more=0):
+        return sum(function(c.given) != c.wanted for c in cases) + more
+    """
+)
+BOUNDED_CHECKS = dedent(
+    """
+    from shared.grading.expect import expect
+    from support import bounds
+
+
+    def test_double_within_bounds(learner):
+        doubler = learner.Doubler()
+        cases = [case for case in bounds.CASES if case.right]
+        missed = bounds.wrong(doubler.double, cases)
+        expect(
+            missed <= bounds.WRONG_ALLOWED and len(cases) >= bounds.NEEDED["cases"],
+            observed=f"{missed} wrong",
+            expected="none",
+            why="Bills are sent.",
+        )
+    """
+)
+HONEST = dedent(
+    '''
+    """Doubles, with all that honest code may use."""
+
+    import inspect
+    import logging
+    import warnings
+    from collections import namedtuple
+    from dataclasses import dataclass, field
+    from functools import cache
+
+    logger = logging.getLogger(__name__)
+    Pair = namedtuple("Pair", ["one", "other"])
+
+
+    @dataclass(frozen=True)
+    class Doubler:
+        done: list = field(default_factory=list, compare=False)
+
+        def double(self, x):
+            logger.warning("doubling %s", x)
+            warnings.warn("twice", stacklevel=2)
+            assert list(inspect.signature(self.double).parameters) == ["x"]
+            self.done.append(Pair(x, 2 * x))
+            return double(x)
+
+
+    @cache
+    def double(x: int) -> int:
+        """Return twice `x`."""
+        return 2 * x
+    '''
+)
+
+
+def _change(name: str, change: str, *, answers: str = "0") -> Attack:
+    source = f"""
+import sys
+
+bounds = sys.modules["support.bounds"]
+{dedent(change).strip()}
+
+
+class Doubler:
+    def double(self, x):
+        return {answers}
+"""
+    return Attack(name, source.lstrip("\n"), flags=(REPLACED,))
+
+
+CHANGES: list[Attack] = [
+    _change("another bound", "bounds.WRONG_ALLOWED = 99"),
+    _change("no cases", "bounds.CASES.clear()\nbounds.NEEDED['cases'] = 0"),
+    _change(
+        "another case",
+        "for case in bounds.CASES:\n    object.__setattr__(case, 'wanted', 0)\n"
+        "bounds.Case.right = True",
+    ),
+    _change(
+        "cases that are none",
+        "bounds.Case.right = property(lambda self: False)\nbounds.NEEDED = {'cases': 0}",
+    ),
+    _change("another default", "bounds.wrong.__kwdefaults__['more'] = -2"),
+    _change("a built-in function hidden", "bounds.sum = lambda _: 0"),
+    _change("values that equal anything", "bounds.Case.__eq__ = lambda *_: True", answers="2 * x"),
+    Attack(
+        "a bound that puts itself back",
+        dedent(
+            """
+            import sys
+
+            bounds = sys.modules["support.bounds"]
+
+
+            class Doubler:
+                def __init__(self):
+                    bounds.WRONG_ALLOWED = 99
+
+                def double(self, x):
+                    return 0
+
+                def __del__(self):
+                    bounds.WRONG_ALLOWED = 0
+            """
+        ).lstrip("\n"),
+        flags=(REPLACED,),
+    ),
+]
+READS_ITS_CALLERS = dedent(
+    """
+    import sys
+
+
+    class Doubler:
+        def double(self, x):
+            frame = sys._getframe(1)
+            while "cases" not in frame.f_locals:
+                frame = frame.f_back
+            return next(c.wanted for c in frame.f_locals["cases"] if c.given == x)
+    """
+)
+"""It answers rightly from what it finds in the check: no flag tells, a look at the file does."""
 
 
 def probe(body: str) -> str:

@@ -34,6 +34,8 @@ from shared.classroom.canary import draw_plan
 from shared.classroom.grade import ClassRun, class_result, grade_class
 from shared.classroom.journal import Journal, Settings
 from shared.classroom.limits import Limits
+from shared.classroom.listener import REPLACED
+from shared.classroom.looking import look
 from shared.classroom.pool import Graded, Worker
 from shared.classroom.records import ClassResult, Learner, Submission
 from shared.classroom.sandbox import NoSandbox, Wall, find_wall
@@ -41,7 +43,16 @@ from shared.classroom.work import GradedWith, Work, all_work, reachable
 from shared.errors import UserError
 from shared.grading import lab as lab_module
 from shared.paths import ROOT
-from tests.classroom_attacks import ATTACKS, Attack, probe
+from tests.classroom_attacks import (
+    ATTACKS,
+    BOUNDED_CHECKS,
+    BOUNDS,
+    CHANGES,
+    HONEST,
+    READS_ITS_CALLERS,
+    Attack,
+    probe,
+)
 from tests.conftest import CHECKS, SOLUTION, SmallLab
 
 QUIET = Console(quiet=True)
@@ -135,6 +146,43 @@ def test_an_attack_earns_nothing_and_disturbs_nobody(room: Room, attack: Attack)
     assert attack.shows.lower() in graded.result.model_dump_json().lower()
     json.loads(graded.result.model_dump_json())
     assert room.grade(SOLUTION).result.status == "passed"
+
+
+@pytest.fixture(scope="module")
+def bounded(wall: Wall, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """A room whose check has bounds and cases in a module that supports it."""
+    lab = small_lab_at(tmp_path_factory.mktemp("class") / "labs" / "lab_9_small")
+    lab.write("checks/support/bounds.py", BOUNDS)
+    lab.write("checks/test_double.py", LIMIT + BOUNDED_CHECKS)
+    with Worker(wall, jobs=1) as worker:
+        yield Room(lab, worker)
+
+
+@pytest.mark.parametrize("attack", CHANGES, ids=lambda a: a.name.replace(" ", "-"))
+def test_what_a_check_stands_on_cannot_be_changed(bounded: Room, attack: Attack) -> None:
+    graded = bounded.grade(attack.source)
+    assert {flag.kind for flag in graded.flags} == {REPLACED}
+    assert "support.bounds." in graded.flags[0].evidence
+    assert graded.result.points == 0
+
+
+def test_what_honest_code_uses_is_neither_flagged_nor_looked_at(bounded: Room) -> None:
+    graded = bounded.grade(HONEST)
+    assert (graded.result.status, graded.flags) == ("passed", ())
+    assert look({"double.py": HONEST.encode()}, 9) == ()
+
+
+def test_reading_the_callers_is_for_the_instructor_to_look_at(bounded: Room) -> None:
+    assert bounded.grade(READS_ITS_CALLERS).flags == ()
+    (note,) = look({"double.py": READS_ITS_CALLERS.encode()}, 9)
+    assert note.private
+    assert "double.py, line 7: sys._getframe; double.py, line 8: frame.f_locals" in note.text
+
+
+def test_a_verdict_does_not_say_where_things_are(room: Room) -> None:
+    result = room.grade("import os\n\n\ndef double(x):\n    raise ValueError(os.environ)\n").result
+    assert "[labs]" in result.model_dump_json()
+    assert not any(str(p) in result.model_dump_json() for p in (ROOT, sys.prefix, Path.home()))
 
 
 # What the wall keeps from them

@@ -30,7 +30,7 @@ from shared.classroom.exports import (
 )
 from shared.classroom.gradebook import gradebook
 from shared.classroom.pages import class_page, learner_page
-from shared.classroom.records import ClassResult, Flag, GradedLab, Learner, Submission
+from shared.classroom.records import ClassResult, Flag, GradedLab, Learner, Note, Submission
 from shared.classroom.reports import file_names, write_all
 from shared.classroom.roster import read_roster
 from shared.classroom.similarity import (
@@ -876,3 +876,26 @@ def test_a_lab_that_this_checkout_lacks_is_still_reported(lab: Lab, tmp_path: Pa
     assert known_labs(result) == {}
     assert "77.2" in class_page(result, {}, {})
     assert "77.2" in learner_page(result, result.learners[0], {})
+
+
+def test_what_to_look_at_is_told_to_the_instructor_alone(usual: tuple[ClassResult, Labs]) -> None:
+    result, labs = usual
+    who = result.learners[0]
+    note = Note(kind="look at this", text="a.py, line 3: sys.modules", lab=1, private=True)
+    seen = Submission(learner=who, source="a", labs={}, notes=(note,))
+    told = ClassResult(**dict(result) | {"submissions": result.submissions | {who.id: seen}})
+    header, *found = rows(gradebook(told))
+    row = next(r for r in found if r[0] == who.id)
+    assert row[header.index("Look at")] == "Lab 1, look at this: a.py, line 3: sys.modules"
+    assert row[header.index("Flags")] == ""
+    assert "a.py, line 3: sys.modules" in class_page(told, labs, {})
+    for text in (
+        learner_page(told, who, labs),
+        gradescope_json(told, who.id, labs),
+        github_classroom_json(told, who.id, labs),
+        canvas_csv(told),
+        moodle_csv(told, labs)[0],
+        junit_xml(told, labs),
+    ):
+        assert "look at this" not in text
+        assert "sys.modules" not in text
