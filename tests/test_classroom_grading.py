@@ -168,15 +168,34 @@ def test_what_a_check_stands_on_cannot_be_changed(bounded: Room, attack: Attack)
 
 def test_what_honest_code_uses_is_neither_flagged_nor_looked_at(bounded: Room) -> None:
     graded = bounded.grade(HONEST)
-    assert (graded.result.status, graded.flags) == ("passed", ())
+    assert (graded.result.status, graded.flags, graded.notes) == ("passed", (), ())
     assert look({"double.py": HONEST.encode()}, 9) == ()
 
 
 def test_reading_the_callers_is_for_the_instructor_to_look_at(bounded: Room) -> None:
-    assert bounded.grade(READS_ITS_CALLERS).flags == ()
+    graded = bounded.grade(READS_ITS_CALLERS)
+    assert (graded.result.status, graded.flags) == ("passed", ())
     (note,) = look({"double.py": READS_ITS_CALLERS.encode()}, 9)
     assert note.private
     assert "double.py, line 7: sys._getframe; double.py, line 8: frame.f_locals" in note.text
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "vars(sys)['_get' + 'frame'](1)",
+        "vars(inspect)['current' + 'frame']().f_back",
+        "inspect.stack()[1][0]",
+        "[vars(gc)['get_' + 'objects'](), sys._getframe(1)][1]",
+    ],
+)
+def test_who_asks_for_its_callers_in_other_words_is_heard(bounded: Room, ask: str) -> None:
+    hidden = READS_ITS_CALLERS.replace("import sys", "import gc, inspect, sys")
+    graded = bounded.grade(hidden.replace("sys._getframe(1)", ask))
+    assert (graded.result.status, graded.flags) == ("passed", ())
+    (note,) = graded.notes
+    assert note.private
+    assert "double.py, line 7: " in note.text
 
 
 def test_a_verdict_does_not_say_where_things_are(room: Room) -> None:

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from shared import offline
 from shared.classroom.pool import Graded, Worker, once
-from shared.classroom.records import Flag
+from shared.classroom.records import Flag, Note
 from shared.classroom.sandbox import find_wall
 from shared.classroom.work import GradedWith, Work, grader_hash
 from shared.errors import UserError
@@ -86,12 +86,13 @@ class Grader:
         """This machine's name, and what the labs' graders hash to here."""
         return os.uname().nodename, [grader_hash(_unpacked(lab)) for lab in labs]
 
-    def grade(self, parcel: Parcel) -> tuple[str, list[str]]:
-        """Grade a piece of work: the result and the flags, as JSON."""
+    def grade(self, parcel: Parcel) -> tuple[str, list[str], list[str]]:
+        """Grade a piece of work: the result, the flags and the notes, as JSON."""
         with_ = self._with(parcel)
         work = Work(with_, with_.lab.task(parcel.task), parcel.key, parcel.files)
         graded = self._worker.grade(work, self._live)
-        return graded.result.model_dump_json(), [f.model_dump_json() for f in graded.flags]
+        flags, notes = ([r.model_dump_json() for r in rs] for rs in (graded.flags, graded.notes))
+        return graded.result.model_dump_json(), flags, notes
 
     def _with(self, parcel: Parcel) -> GradedWith:
         key = (parcel.lab, parcel.seed, parcel.domain, parcel.engine, parcel.not_proven)
@@ -160,7 +161,7 @@ class ClusterPool:
                 (ready,), _ = ray.wait(list(running), num_returns=1)
                 place, piece = running.pop(ready)
                 try:
-                    result, flags = ray.get(ready)
+                    result, flags, notes = ray.get(ready)
                 except ray.exceptions.RayActorError as error:
                     graders[place] = actor.remote(self._walled)
                     self._again(piece, str(error))
@@ -172,6 +173,7 @@ class ClusterPool:
                             piece,
                             TaskResult.model_validate_json(result),
                             tuple(Flag.model_validate_json(flag) for flag in flags),
+                            tuple(Note.model_validate_json(note) for note in notes),
                         )
                     )
                 for idle in set(range(len(graders))) - {p for p, _ in running.values()}:

@@ -212,7 +212,9 @@ def grade_class(console: Console, run: ClassRun, journal: Journal) -> None:
 
         def keep(graded: Graded) -> None:
             piece = graded.work
-            verdict = Verdict(key=piece.key, result=graded.result, flags=graded.flags)
+            verdict = Verdict(
+                key=piece.key, result=graded.result, flags=graded.flags, notes=graded.notes
+            )
             for learner in piece.learners:
                 journal.keep(learner, piece.lab.number, piece.task.id, verdict)
             done(f"{piece.task.id} {graded.result.status}")
@@ -263,13 +265,14 @@ def _graded_lab(
         )
     tasks = [verdicts[task.id].result for task in lab.tasks if task.id in verdicts]
     flags = [f for task in lab.tasks if task.id in verdicts for f in verdicts[task.id].flags]
+    heard = [n for task in lab.tasks if task.id in verdicts for n in verdicts[task.id].notes]
     return GradedLab(
         learner=learner,
         lab=lab.number,
         state="graded",
         result=_lab_result(submission, lab, tasks, settings),
         flags=tuple(flags),
-        notes=notes,
+        notes=(*notes, *heard),
     )
 
 

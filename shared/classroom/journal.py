@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from shared.classroom.records import Flag, Record
+from shared.classroom.records import Flag, Note, Record
 from shared.errors import UserError
 from shared.grading.results import TaskResult, write_atomically
 
@@ -27,6 +27,7 @@ class Verdict(Record):
     key: str
     result: TaskResult
     flags: tuple[Flag, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 class Settings(BaseModel):

@@ -24,6 +24,8 @@ CANARY = "a check that must fail did not"
 REPLACED = "something of the checks or the grader was replaced"
 EQUAL = "a value that equals anything"
 LEFT = "the process ended itself, as if all were well"
+HEARD = "asked for frames or objects that are not its own"
+"""No sign of tampering by itself: something to look at."""
 
 _LONGEST_TEXT = 8000
 _MOST_FIGURES = 100
@@ -174,8 +176,13 @@ class StrictListener(Listener):
         on_outcome(outcome)
 
     def _take_integrity(self, event: dict[str, Any]) -> None:
-        changed, equal = event.get("changed"), event.get("equal_to_all")
-        if self._honest or not isinstance(changed, list) or not isinstance(equal, list):
+        changed, equal, heard = (event.get(k) for k in ("changed", "equal_to_all", "heard"))
+        if (
+            self._honest
+            or not isinstance(changed, list)
+            or not isinstance(equal, list)
+            or not isinstance(heard, list)
+        ):
             self._sign(FORGED, "the last word of the run's watch is not as it writes it")
             return
         self._honest = True
@@ -184,6 +191,8 @@ class StrictListener(Listener):
             self._sign(REPLACED, f"no longer what they were: {names}")
         for text in equal:
             self._sign(EQUAL, str(text)[: 2 * _QUOTED])
+        if heard:
+            self._sign(HEARD, "; ".join(str(place)[:_QUOTED] for place in heard[:10]))
 
     def _compare_twins(self, end: RunEnd) -> None:
         real = [step for step in self._plan.steps if step.twin is None]

@@ -2,7 +2,8 @@
 
 A task file that reads its callers' stack, or the modules of the checks, can answer from what it
 finds there. There are honest uses, so such words cost nobody a point: the instructor is told in
-which line they are, and reads it. What is put together while the program runs is not seen.
+which line they are, and reads it. What is put together while the program runs is not seen here;
+some of it is when it is used (`hearing`).
 """
 
 from __future__ import annotations
@@ -59,7 +60,12 @@ def look(files: Mapping[str, bytes], lab: int) -> tuple[Note, ...]:
         f"{'; '.join(seen[:_PLACES])}{more}. Code can reach the checks that way. It may be "
         "honest: read it."
     )
-    return (Note(kind=KIND, text=text, lab=lab, private=True),)
+    return (look_at(text, lab),)
+
+
+def look_at(text: str, lab: int) -> Note:
+    """A note for the instructor alone."""
+    return Note(kind=KIND, text=text, lab=lab, private=True)
 
 
 def words_in(source: bytes) -> list[tuple[int, str]]:

@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.classroom.listener import Sign
+from shared.classroom.listener import HEARD, Sign
+from shared.classroom.looking import look_at
 from shared.classroom.process import WalledChecks, walled_target
-from shared.classroom.records import Flag
+from shared.classroom.records import Flag, Note
 from shared.classroom.sandbox import Wall
 from shared.classroom.text import without_places
 from shared.classroom.work import Work
@@ -34,6 +35,7 @@ class Graded:
     work: Work
     result: TaskResult
     flags: tuple[Flag, ...]
+    notes: tuple[Note, ...] = ()
 
 
 class Pool:
@@ -178,7 +180,10 @@ class Worker:
             result = runner.grade(grading, SilentWatcher()).tasks[0]
         result = TaskResult.model_validate(without_places(result.model_dump()))
         signs = self._process.take_signs() if isinstance(self._process, WalledChecks) else []
-        return Graded(work, _without_points(result, signs), _flags(work, signs))
+        heard = [sign for sign in signs if sign.kind == HEARD]
+        signs = [sign for sign in signs if sign.kind != HEARD]
+        result = _without_points(result, signs)
+        return Graded(work, result, _flags(work, signs), _notes(work, heard))
 
     def _runner_for(self, work: Work) -> Runner:
         if self._runner is None or self._lab != work.lab.number:
@@ -224,6 +229,11 @@ def _crowded() -> bool:
 
 def _flags(work: Work, signs: list[Sign]) -> tuple[Flag, ...]:
     return tuple(Flag(task=work.task.id, kind=s.kind, evidence=s.evidence) for s in signs)
+
+
+def _notes(work: Work, heard: list[Sign]) -> tuple[Note, ...]:
+    texts = [f"While task {work.task.id} was graded, code {s.kind}: {s.evidence}." for s in heard]
+    return tuple(look_at(text, work.lab.number) for text in texts)
 
 
 def _without_points(result: TaskResult, signs: list[Sign]) -> TaskResult:

@@ -32,6 +32,7 @@ import pluggy._manager
 import pytest
 
 from shared.classroom.canary import Plan, Step
+from shared.classroom.hearing import Ear
 from shared.classroom.watching import Watch, built_in_names, named_later, text_of
 from shared.grading import events, expect, plugin
 from shared.grading.plugin import REPORTER, Reporter
@@ -80,6 +81,7 @@ class Proctor:
         self._plugins: dict[int, str] = {}
         self._config: pytest.Config | None = None
         self._reporter: Reporter | None = None
+        self._ear: Ear | None = None
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -93,6 +95,7 @@ class Proctor:
         self._reporter = self._config.pluginmanager.get_plugin(REPORTER)
         assert self._reporter is not None
         self._reporter.seal = self._seal
+        self._ear = Ear(lambda file: target_from_environment().owns(Path(file)))
         plugin._RETURNED.append(self._look_at)
         expect._ASKED.append(self._look)
 
@@ -135,7 +138,12 @@ class Proctor:
             if self._plugins and plugin_id not in self._plugins:
                 self._changed.add(f"pytest's plugins, now with {name[:80]}")
         changed = sorted(self._changed)[:40]
-        self._reporter.send("integrity", changed=changed, equal_to_all=self._equal_to_all[:20])
+        self._reporter.send(
+            "integrity",
+            changed=changed,
+            equal_to_all=self._equal_to_all[:20],
+            heard=self._ear.heard if self._ear is not None else [],
+        )
 
     def _seal(self) -> dict[str, Any]:
         self._sent += 1
