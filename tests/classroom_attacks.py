@@ -594,6 +594,7 @@ BOUNDED_CHECKS = dedent(
 
     def test_double_within_bounds(learner):
         doubler = learner.Doubler()
+        getattr(doubler, "look_at", len)(bounds.CASES)
         cases = [case for case in bounds.CASES if case.right]
         missed = bounds.wrong(doubler.double, cases)
         expect(
@@ -692,6 +693,17 @@ CHANGES: list[Attack] = [
         flags=(REPLACED,),
     ),
 ]
+CHANGES_ITS_ARGUMENT = dedent(
+    """
+    class Doubler:
+        def look_at(self, cases):
+            cases.append(cases.pop(0))
+
+        def double(self, x):
+            return 2 * x
+    """
+)
+"""A mistake, as learners make it, and no tampering."""
 READS_ITS_CALLERS = dedent(
     """
     import sys

@@ -48,6 +48,7 @@ from tests.classroom_attacks import (
     BOUNDED_CHECKS,
     BOUNDS,
     CHANGES,
+    CHANGES_ITS_ARGUMENT,
     HONEST,
     READS_ITS_CALLERS,
     Attack,
@@ -170,6 +171,14 @@ def test_what_honest_code_uses_is_neither_flagged_nor_looked_at(bounded: Room) -
     graded = bounded.grade(HONEST)
     assert (graded.result.status, graded.flags, graded.notes) == ("passed", (), ())
     assert look({"double.py": HONEST.encode()}, 9) == ()
+
+
+def test_a_list_of_the_checks_that_is_changed_in_place_is_only_looked_at(bounded: Room) -> None:
+    graded = bounded.grade(CHANGES_ITS_ARGUMENT)
+    assert (graded.result.status, graded.flags) == ("passed", ())
+    (note,) = graded.notes
+    assert note.private
+    assert "support.bounds.CASES" in note.text
 
 
 def test_reading_the_callers_is_for_the_instructor_to_look_at(bounded: Room) -> None:

@@ -23,6 +23,7 @@ MEANT = {
     "e.__traceback__.tb_frame": "tb_frame",
     "import gc\ngc.get_objects()": "gc.get_objects",
     "from gc import get_referrers": "gc.get_referrers",
+    "f.__kwdefaults__['more'] = 1": "f.__kwdefaults__",
     "import ctypes": "ctypes",
     "object.__subclasses__()": "object.__subclasses__",
     "f.__code__ = g.__code__": "f.__code__",
@@ -48,6 +49,7 @@ def test_a_word_that_leads_to_the_checks_is_named(source: str) -> None:
         "import re\nre.compile('x')",
         "from re import compile\ncompile('x')",
         "model.eval()",
+        "import gc\ngc.collect()",
         "import sys\nsys.path, sys.exit, sys.stderr",
         "import importlib.util\nimportlib.util.find_spec('torch')",
         "from importlib import import_module\nimport_module('torch')",
@@ -71,9 +73,9 @@ def test_nothing_that_the_labs_hand_out_or_expect_is_named() -> None:
 
 
 def test_one_note_names_the_first_places_and_counts_the_rest() -> None:
-    (note,) = look({"a.py": b"import gc\n" * 30}, 2)
+    (note,) = look({"a.py": b"import ctypes\n" * 30}, 2)
     assert (note.lab, note.private) == (2, True)
-    assert note.text.startswith("a.py, line 1: gc; a.py, line 2: gc;")
+    assert note.text.startswith("a.py, line 1: ctypes; a.py, line 2: ctypes;")
     assert "; and 22 more." in note.text
 
 

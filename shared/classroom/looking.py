@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from shared.classroom.names import shown
 from shared.classroom.records import Note
+from shared.grading.lab import parsed
 
 KIND = "look at this"
 _PLACES = 8
@@ -24,7 +25,7 @@ _WORDS = frozenset(
         *("getinnerframes", "walk_stack", "settrace", "setprofile", "settrace_all_threads"),
         *("setprofile_all_threads", "addaudithook", "get_objects", "get_referrers"),
         *("get_referents", "__subclasses__", "__code__", "__globals__", "__closure__"),
-        *("cell_contents", "__builtins__"),
+        *("cell_contents", "__builtins__", "__defaults__", "__kwdefaults__"),
     }
 )
 """Names and attributes that lead to other people's frames, modules and objects."""
@@ -37,7 +38,7 @@ _OF_MODULES = frozenset(
 """Names that mean it in these modules only."""
 _MODULES = frozenset(
     {
-        *("ctypes", "gc", "builtins", "support", "_pytest", "pluggy"),
+        *("ctypes", "builtins", "support", "_pytest", "pluggy"),
         *("shared.grading", "shared.classroom"),
     }
 )
@@ -71,7 +72,7 @@ def look_at(text: str, lab: int) -> Note:
 def words_in(source: bytes) -> list[tuple[int, str]]:
     """Lines of a file and the words in them that are worth a look, each once."""
     try:
-        tree = ast.parse(source)
+        tree = parsed(source)
         return sorted(set(_words(tree)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []  # It cannot be run either.

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.classroom.listener import HEARD, Sign
-from shared.classroom.looking import look_at
+from shared.classroom.listener import HEARD, INSIDE, REPLACED, Sign
+from shared.classroom.looking import look_at, words_in
 from shared.classroom.process import WalledChecks, walled_target
 from shared.classroom.records import Flag, Note
 from shared.classroom.sandbox import Wall
@@ -180,10 +180,9 @@ class Worker:
             result = runner.grade(grading, SilentWatcher()).tasks[0]
         result = TaskResult.model_validate(without_places(result.model_dump()))
         signs = self._process.take_signs() if isinstance(self._process, WalledChecks) else []
-        heard = [sign for sign in signs if sign.kind == HEARD]
-        signs = [sign for sign in signs if sign.kind != HEARD]
+        signs, looks = _divided(work, signs)
         result = _without_points(result, signs)
-        return Graded(work, result, _flags(work, signs), _notes(work, heard))
+        return Graded(work, result, _flags(work, signs), _notes(work, looks))
 
     def _runner_for(self, work: Work) -> Runner:
         if self._runner is None or self._lab != work.lab.number:
@@ -231,8 +230,20 @@ def _flags(work: Work, signs: list[Sign]) -> tuple[Flag, ...]:
     return tuple(Flag(task=work.task.id, kind=s.kind, evidence=s.evidence) for s in signs)
 
 
-def _notes(work: Work, heard: list[Sign]) -> tuple[Note, ...]:
-    texts = [f"While task {work.task.id} was graded, code {s.kind}: {s.evidence}." for s in heard]
+def _divided(work: Work, signs: list[Sign]) -> tuple[list[Sign], list[Sign]]:
+    """Signs of tampering, and what is only to be looked at.
+
+    Code may sort a list in place that a check has handed it. Who has no words for the checks in
+    their files cannot well have meant more.
+    """
+    if any(s.kind == INSIDE for s in signs) and any(map(words_in, work.files.values())):
+        signs = [Sign(REPLACED, s.evidence) if s.kind == INSIDE else s for s in signs]
+    looks = [sign for sign in signs if sign.kind in (INSIDE, HEARD)]
+    return [sign for sign in signs if sign not in looks], looks
+
+
+def _notes(work: Work, looks: list[Sign]) -> tuple[Note, ...]:
+    texts = [f"While task {work.task.id} was graded: {s.kind}: {s.evidence}." for s in looks]
     return tuple(look_at(text, work.lab.number) for text in texts)
 
 

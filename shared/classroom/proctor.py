@@ -71,7 +71,8 @@ class Proctor:
         self._sent = 0
         self._equal_to_all: list[str] = []
         self._changed: set[str] = set()
-        self._near, self._far = Watch(), Watch()
+        self._changed_inside: set[str] = set()
+        self._near, self._far, self._own = Watch(), Watch(), Watch()
         self._near.functions_of(expect.CheckFailed)
         for owner in _FAR:
             self._far.functions_of(owner)
@@ -114,8 +115,8 @@ class Proctor:
                 importlib.import_module(name)
         self._near.modules([expect, *modules])
         self._far.modules(_shared_modules())
-        self._far.list_of(plugin, "_RETURNED")
-        self._far.list_of(expect, "_ASKED")
+        self._own.list_of(plugin, "_RETURNED")
+        self._own.list_of(expect, "_ASKED")
         before = time.perf_counter()
         list(self._near.changed_inside())
         self._inside_too = time.perf_counter() - before < _QUICK
@@ -141,6 +142,7 @@ class Proctor:
         self._reporter.send(
             "integrity",
             changed=changed,
+            inside=sorted(self._changed_inside)[:40],
             equal_to_all=self._equal_to_all[:20],
             heard=self._ear.heard if self._ear is not None else [],
         )
@@ -157,7 +159,7 @@ class Proctor:
     def _look(self) -> None:
         self._changed.update(self._near.changed())
         if self._inside_too:
-            self._changed.update(self._near.changed_inside())
+            self._changed_inside.update(self._near.changed_inside())
         if sys.gettrace() is not None or sys.getprofile() is not None:
             self._changed.add("sys.settrace")
 
@@ -165,7 +167,8 @@ class Proctor:
         self._look()
         for watch in (self._near, self._far):
             self._changed.update(watch.changed())
-            self._changed.update(watch.changed_inside())
+            self._changed_inside.update(watch.changed_inside())
+        self._changed.update(self._own.changed_inside())
 
     def _look_at(self, name: str, value: Any) -> None:
         self._look()

@@ -42,7 +42,7 @@ _CHOSEN = (
 _CHANGED_IN_PLACE = re.compile(
     r"(\w+)(?:\[[^\n]*?\])?\.(?:append|add|update|setdefault|pop|popitem|clear|extend|insert"
     r"|remove|discard|sort|reverse|appendleft|popleft)\("
-    r"|(?:^|[^\w.])(\w+)\[[^\n]*\]\s*(?:=(?!=)|[-+*/|&]=)|\bdel (\w+)\[|(\w+)\s*[-+|&]="
+    r"|\b(\w+)\[[^\n]*\]\s*(?:=(?!=)|[-+*/|&]=)|\bdel (\w+)\[|(\w+)\s*[-+|&]="
 )
 _REBOUND = re.compile(r"^\s+global ([\w, ]+)", re.MULTILINE)
 _SET_OF_OTHERS = re.compile(r"\b(?!self\b)\w+\.(\w+)(?::[^=\n]+)?\s*(?:[-+*/|&]?=)(?!=)")

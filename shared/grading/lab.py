@@ -106,8 +106,7 @@ class Lab(BaseModel):
             text = file.read_text(encoding="utf-8")
         except OSError as error:
             raise LabError(f"Task {task.id} has no checks: {file.name} is missing.") from error
-        with _PARSING:
-            tree = ast.parse(text)
+        tree = parsed(text)
         found = {
             node.name: "engine" in {a.arg for a in node.args.args}
             for node in tree.body
@@ -116,6 +115,12 @@ class Lab(BaseModel):
         if not found:
             raise LabError(f"Task {task.id} has no checks: {file.name} defines none.")
         return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def parsed(text: str | bytes) -> ast.Module:
+    """A module's syntax tree, in any thread."""
+    with _PARSING:
+        return ast.parse(text)
 
 
 def lab_folders() -> dict[int, Path]:
