@@ -78,28 +78,44 @@ def collect(
     there = {lab.number: lab for lab in known}
     numbers = sorted(there if labs is None else set(labs))
     wanted = [there[n] if n in there else load_lab(n) for n in numbers]
-    people = read_roster(roster) if roster is not None else None
     with _opened(submissions, into) as folder:
-        names = _hand_in_names(folder, roster)
-        _refuse_one_learner(submissions, names, known)
-        if not names and people is None:
-            raise CollectError(
-                f"There is nothing in {submissions}. Put each learner's folder or archive there."
-            )
-        groups = _groups(names, people)
-        learners = [
-            _with_canvas_id(learner, group, names)
-            for group, learner in zip(groups, _learners(groups), strict=True)
-        ]
+        found = _class_in(folder, submissions, roster, known)
         store = Store(into)
-        ordered = sorted(
-            zip(groups, learners, strict=True),
-            key=lambda pair: (pair[0].row.line if pair[0].row else 2**62, pair[1].id),
-        )
         return [
             _collect_one(group, learner, Taker(folder, wanted, known, limits), store)
-            for group, learner in ordered
+            for group, learner in found
         ]
+
+
+def class_list(submissions: Path, into: Path, *, roster: Path | None = None) -> list[Learner]:
+    """Who is of the class, in `collect`'s order: told before anything is written.
+
+    Raises:
+        UserError: as `collect` does.
+    """
+    with _opened(submissions, into) as folder:
+        return [learner for _, learner in _class_in(folder, submissions, roster, all_labs())]
+
+
+def _class_in(
+    folder: int, submissions: Path, roster: Path | None, known: list[Lab]
+) -> list[tuple[_Group, Learner]]:
+    people = read_roster(roster) if roster is not None else None
+    names = _hand_in_names(folder, roster)
+    _refuse_one_learner(submissions, names, known)
+    if not names and people is None:
+        raise CollectError(
+            f"There is nothing in {submissions}. Put each learner's folder or archive there."
+        )
+    groups = _groups(names, people)
+    learners = [
+        _with_canvas_id(learner, group, names)
+        for group, learner in zip(groups, _learners(groups), strict=True)
+    ]
+    return sorted(
+        zip(groups, learners, strict=True),
+        key=lambda pair: (pair[0].row.line if pair[0].row else 2**62, pair[1].id),
+    )
 
 
 @contextmanager
@@ -127,10 +143,12 @@ def _opened(submissions: Path, into: Path) -> Iterator[int]:
 
 
 def _hand_in_names(folder: int, roster: Path | None) -> list[str]:
-    """The entries of the folder, without what systems leave there and without the roster."""
+    """The entries of the folder, without what systems leave there, all that begins with a dot
+    among it, and without the roster.
+    """
     found = []
     for name in sorted(os.listdir(folder)):
-        if is_skipped(name) and (name.startswith("._") or _is_left_by_systems(name)):
+        if is_skipped(name):
             continue
         if roster is not None:
             with suppress(OSError):
@@ -139,11 +157,6 @@ def _hand_in_names(folder: int, roster: Path | None) -> list[str]:
                     continue
         found.append(name)
     return found
-
-
-def _is_left_by_systems(name: str) -> bool:
-    left = (".git", ".gitignore", ".gitkeep", ".ds_store", ".ipynb_checkpoints", ".idea", ".vscode")
-    return name.lower() in left or not name.startswith(".") or name.startswith((".~", ".Trash"))
 
 
 def _refuse_one_learner(submissions: Path, names: list[str], known: list[Lab]) -> None:
