@@ -193,6 +193,31 @@ def test_a_total_counts_what_was_not_handed_in_and_waits_for_what_is_not_graded(
     assert moodle["doubtful@example.org"][1] == "-"
 
 
+def test_who_handed_in_nothing_has_no_grade_anywhere(lab: Lab) -> None:
+    result = made.class_of(
+        [lab],
+        [
+            GradedLab(learner="absent", lab=7, state="missing", problem="Nothing was handed in."),
+            GradedLab(learner="broken", lab=7, state="unusable", problem="not a zip file"),
+            graded(lab, "zero", "failed", "failed"),
+        ],
+        people("Absent", "Broken", "Zero"),
+    )
+    header, *found = rows(gradebook(result))
+    columns = [header.index(c) for c in ("Lab 7", "Total", "Percent")]
+    assert [[row[c] for c in columns] for row in found] == [[""] * 3, [""] * 3, ["0", "0", "0.0"]]
+    assert [row[5] for row in rows(canvas_csv(result))[2:]] == ["", "", "0"]
+    moodle = rows(moodle_csv(result, {7: lab})[0])[1:]
+    assert [row[1] for row in moodle] == ["-", "-", "0.0"]
+    assert [row[2] for row in moodle[:2]] == ["not handed in", "the hand-in cannot be used"]
+    said = " ".join(Page(class_page(result, {7: lab}, {})).text.split())
+    assert "median total 0 of 30" in said
+    assert "7: Made 7 1 1 1 0 0 30" in said
+    assert "– of 30 points" in " ".join(
+        Page(learner_page(result, result.learners[0], {7: lab})).text.split()
+    )
+
+
 # --- platforms ---
 
 
@@ -338,9 +363,9 @@ def test_github_s_reporter_finds_a_variable_for_each_runner_and_the_right_sum(
         ]
         assert decoded == [whole["results"][runner] for runner in runners]
         assert all(re.fullmatch("[a-zA-Z0-9]+", runner) for runner in runners)
-        assert sum(t["score"] for d in decoded for t in d["tests"]) == int(
-            row[header.index("Total")]
-        )
+        total = row[header.index("Total")]  # empty where nothing is graded
+        assert sum(t["score"] for d in decoded for t in d["tests"]) == int(total or 0)
+        assert bool(total) == bool(runners)
         for one in decoded:
             assert one.keys() == {"version", "status", "max_score", "tests"}
             (test,) = one["tests"]
@@ -527,6 +552,40 @@ def test_the_class_page_counts_misconceptions_by_learner(lab: Lab) -> None:
     table = said.split("Misconceptions that were hit most")[1].split("Flags")[0]
     assert "2 7.1 Task 1 <of> 7 times How many times is twice? A, B" in table
     assert "1 7.2 Task 2 <of> 7 times How many times is twice? A " in table
+
+
+def test_the_class_page_counts_who_and_what_is_flagged_and_says_each_thing_once(lab: Lab) -> None:
+    same = [Flag(task="7.1", kind="a forged line", evidence="line 3") for _ in range(10)]
+    other = Flag(task="7.2", kind="a forged line", evidence="line 4")
+    done = [
+        graded(lab, "a", "failed", "failed", flags=(*same, other)),
+        graded(lab, "b", "failed", "failed", flags=(same[0],)),
+        graded(lab, "c", "passed", "passed"),
+    ]
+    result = made.class_of([lab], done, people("A", "B", "C"))
+    page = class_page(result, {7: lab}, {})
+    said = " ".join(Page(page).text.split())
+    assert "flagged 2 learners, 3 tasks" in said
+    table = said.split("Flags: who interfered")[1].split("Problems")[0]
+    assert table.count("line 3") == 2
+    assert table.count("a forged line (10 times)") == 1
+    assert page.split('id="flags"')[1].split("</section>")[0].count('<th scope="row">') == 3
+    none = made.class_of([lab], done[2:], people("C"))
+    assert "flagged none" in " ".join(Page(class_page(none, {7: lab}, {})).text.split())
+
+
+def test_a_missing_file_is_no_failure_and_no_misconception(lab: Lab) -> None:
+    one = graded(lab, "a", "passed", "failed")
+    assert one.result is not None
+    result = one.result.model_copy(update={"files": {"task_1.py": "0" * 64, "task_2.py": None}})
+    both = made.class_of([lab], [one.model_copy(update={"result": result})], people("A"))
+    page = Page(learner_page(both, both.learners[0], {7: lab})).text
+    assert "not handed in" in page
+    assert "failed" not in page
+    whole = Page(class_page(both, {7: lab}, {})).text
+    assert "No failure fitted a hint." in whole
+    root = ElementTree.fromstring(junit_xml(both, {7: lab}))
+    assert (root.get("failures"), root.find("testsuite").get("skipped")) == ("0", "1")  # type: ignore[union-attr]
 
 
 # --- MLflow ---

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,12 +26,16 @@ from shared.classroom.records import ClassResult, GradedLab, Learner
 from shared.classroom.text import number, one_line, visible
 from shared.classroom.verdicts import (
     MARK_OF,
+    NOT_ASKED,
+    NOT_THERE,
     Labs,
     Measured,
     Totals,
     Verdict,
     by_name,
+    counts,
     flagged,
+    flagged_in_words,
     lab_problems,
     measured,
     note_line,
@@ -40,6 +45,7 @@ from shared.classroom.verdicts import (
     to_look_at,
     totals,
     verdicts,
+    without_file,
 )
 from shared.grading.feedback import MARKS
 
@@ -51,7 +57,9 @@ _MISCONCEPTIONS = 30
 
 STATUSES = {status: (MARK_OF[status], word) for status, (_, _, word) in MARKS.items()} | {
     "tampered": ("⚑", "tampered"),
-    "missing": ("–", "not handed in"),
+    "missing": ("–", NOT_THERE["missing"]),
+    "unusable": ("!", NOT_THERE["unusable"]),
+    "not_asked": ("", NOT_ASKED),
     "open": ("?", "no verdict"),
 }
 """What a cell of the heat-map can say: a symbol, and words."""
@@ -82,20 +90,18 @@ class LabOfLearner:
 
 def learner_page(result: ClassResult, learner: Learner, labs: Labs) -> str:
     """What the learner would have seen, as a page. It names nobody else."""
+    submission = result.submissions.get(learner.id)
+    asked = [lab for lab in result.labs if counts(result, learner.id, lab)]
     return render(
         "learner.html",
         name=one_line(learner.name, _NAME),
         sums=totals(result, learner.id),
-        labs=[_lab(result, learner.id, lab, labs) for lab in result.labs],
+        labs=[_lab(result, learner.id, lab, labs) for lab in asked],
         notes=[note_line(note) for note in notes(result, learner.id)][:_MOST],
-        problem=_problem(result, learner.id),
+        problem=visible(submission.problem, 600) if submission is not None else "",
+        handed_in=submission is None or submission.handed_in,
         complete=result.complete,
     )
-
-
-def _problem(result: ClassResult, learner: str) -> str:
-    submission = result.submissions.get(learner)
-    return visible(submission.problem, 600) if submission is not None else ""
 
 
 def _lab(result: ClassResult, learner: str, lab: int, labs: Labs) -> LabOfLearner:
@@ -132,7 +138,9 @@ def _facts(graded: GradedLab | None) -> list[tuple[str, str]]:
     if graded is None or graded.result is None:
         return []
     found = graded.result
-    facts = [("engine", found.engine or "no model server was needed"), ("SEED", str(found.seed))]
+    seeds = dict.fromkeys(found.seed if t.seed is None else t.seed for t in found.tasks)
+    facts = [("engine", found.engine or "no model server was needed")]
+    facts.append(("SEED", ", ".join(map(str, seeds)) or str(found.seed)))
     facts += [("DOMAIN", found.domain)] if found.domain else []
     return [(label, one_line(text, 120)) for label, text in facts]
 
@@ -206,8 +214,20 @@ class LabOfClass:
     tasks: int
     graded: int
     missing: int
+    unusable: int
     open: int
     median: str
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """What was noticed of one kind in one learner's task, with what was seen of it, each once."""
+
+    name: str
+    task: str
+    kind: str
+    evidence: list[str]
+    times: int
 
 
 def class_page(result: ClassResult, labs: Labs, pages: Mapping[str, str]) -> str:
@@ -219,6 +239,8 @@ def class_page(result: ClassResult, labs: Labs, pages: Mapping[str, str]) -> str
     people = by_name(result)
     columns = _columns(result, labs)
     sums = [totals(result, learner.id) for learner in people]
+    points = [s.points for s in sums if s.points is not None]
+    whole = [lab for lab in result.labs if lab not in result.for_some]
     return render(
         "class.html",
         people=len(people),
@@ -226,8 +248,8 @@ def class_page(result: ClassResult, labs: Labs, pages: Mapping[str, str]) -> str
         columns=columns,
         rows=[_row(result, p, labs, columns, pages) for p in people],
         statuses=STATUSES,
-        median_total=number(median(s.points for s in sums)) if sums else "",
-        maximum=sums[0].maximum if sums else 0,
+        median_total=number(median(points)) if points else "–",
+        maximum=sum(result.max_scores.get(lab, 0) for lab in whole or result.labs),
         misconceptions=_misconceptions(result, labs, people)[:_MISCONCEPTIONS],
         flags=_flags(result, people),
         looks=[
@@ -235,6 +257,7 @@ def class_page(result: ClassResult, labs: Labs, pages: Mapping[str, str]) -> str
             for p in people
             if (seen := to_look_at(result, p.id))
         ],
+        flagged=flagged_in_words(result.graded),
         problems=[
             (one_line(p.name, _NAME), found) for p in people if (found := problems(result, p.id))
         ],
@@ -293,7 +316,9 @@ def _row(
 
 def _cell(column: Column, verdict: Verdict | None, graded: GradedLab | None) -> Cell:
     if verdict is None:
-        kind = "missing" if graded is not None and graded.state == "missing" else "open"
+        kind = "open"
+        if graded is not None and graded.state in STATUSES and graded.state != "not_graded":
+            kind = graded.state
         if graded is not None and column.id in flagged(graded):
             kind = "tampered"
         mark, said = STATUSES[kind]
@@ -326,30 +351,43 @@ def _misconceptions(result: ClassResult, labs: Labs, people: list[Learner]) -> l
 def _hints_hit(graded: GradedLab | None, lab: int, labs: Labs) -> set[tuple[int, str, str]]:
     if graded is None or graded.result is None or lab not in labs:
         return set()
+    nobodys = flagged(graded) | without_file(graded, labs[lab])
     known = {task.id: {hint.id for hint in task.hints} for task in labs[lab].tasks}
     return {
         (lab, task.id, check.hint)
         for task in graded.result.tasks
-        if task.status == "failed" and task.id not in flagged(graded)
+        if task.status == "failed" and task.id not in nobodys
         for check in task.checks
         if check.outcome != "passed" and check.hint and check.hint in known.get(task.id, ())
     }
 
 
-def _flags(result: ClassResult, people: list[Learner]) -> list[tuple[str, str, str, str]]:
+def _flags(result: ClassResult, people: list[Learner]) -> list[Flagged]:
+    """The flags, one row for each learner, task and kind: one run may be noticed many times."""
+    seen: dict[tuple[str, str, str], list[str]] = {}
+    for p in people:
+        for lab in result.labs:
+            graded = result.of(p.id, lab)
+            for f in graded.flags if graded is not None else ():
+                seen.setdefault((p.id, f.task, f.kind), []).append(visible(f.evidence, 1000))
+    names = {p.id: one_line(p.name, _NAME) for p in people}
     return [
-        (one_line(p.name, _NAME), one_line(f.task, 20), one_line(f.kind), visible(f.evidence, 1000))
-        for p in people
-        for lab in result.labs
-        if (graded := result.of(p.id, lab)) is not None
-        for f in graded.flags[:_MOST]
+        Flagged(
+            name=names[learner],
+            task=one_line(task, 20),
+            kind=one_line(kind),
+            evidence=list(dict.fromkeys(evidence))[:_MOST],
+            times=len(evidence),
+        )
+        for (learner, task, kind), evidence in seen.items()
     ]
 
 
 def _lab_of_class(result: ClassResult, lab: int, labs: Labs, columns: list[Column]) -> LabOfClass:
     graded = [result.of(p.id, lab) for p in result.learners]
     points = [p for p in map(score, graded) if p is not None]
-    missing = sum(g is not None and g.state == "missing" for g in graded)
+    states = Counter(g.state if g is not None else "" for g in graded)
+    missing, unusable = states["missing"], states["unusable"]
     return LabOfClass(
         number=lab,
         title=_title(lab, labs, next((g for g in graded if g is not None and g.result), None)),
@@ -357,7 +395,8 @@ def _lab_of_class(result: ClassResult, lab: int, labs: Labs, columns: list[Colum
         tasks=sum(c.lab == lab for c in columns),
         graded=len(points),
         missing=missing,
-        open=len(graded) - len(points) - missing,
+        unusable=unusable,
+        open=len(graded) - len(points) - missing - unusable - states["not_asked"],
         median=number(median(points)) if points else "–",
     )
 

@@ -91,6 +91,11 @@ class Submission(Record):
     notes: tuple[Note, ...] = ()
     problem: str = ""
 
+    @property
+    def handed_in(self) -> bool:
+        """Whether there was anything at all, usable or not."""
+        return bool(self.source)
+
 
 class GradedLab(Record):
     """The verdict on one learner's lab.
@@ -98,12 +103,15 @@ class GradedLab(Record):
     Attributes:
         result: None when the lab was not handed in, or could not be graded (`problem` says why).
         flags: evidence of tampering; the tasks they name have no points in `result`.
-        state: ``"graded"``, ``"missing"`` (not handed in) or ``"not_graded"``.
+        state: ``"graded"``; ``"missing"`` (not handed in); ``"unusable"`` (what was handed in
+            cannot be read, or holds no lab: it counts as not handed in); ``"not_asked"`` (the lab
+            was graded for some learners only, and this is none of them); or ``"not_graded"``, the
+            only one that the next run can change by itself.
     """
 
     learner: str
     lab: int
-    state: Literal["graded", "missing", "not_graded"]
+    state: Literal["graded", "missing", "unusable", "not_asked", "not_graded"]
     result: LabResult | None = None
     flags: tuple[Flag, ...] = ()
     notes: tuple[Note, ...] = ()
@@ -116,6 +124,7 @@ class ClassResult(Record):
     Attributes:
         max_scores: number of a lab to the points that it gives at most.
         graded: one entry for each learner and lab, in the order of learners and labs.
+        for_some: labs that were graded for some learners only, by their names.
         sandbox: what held the submissions' code, e.g. ``"bubblewrap, warm"``, or ``"off"``.
         complete: False while some of it is not graded yet.
     """
@@ -129,6 +138,7 @@ class ClassResult(Record):
     seed: int
     sandbox: str
     complete: bool
+    for_some: frozenset[int] = frozenset()
 
     def of(self, learner: str, lab: int) -> GradedLab | None:
         """The verdict on a learner's lab, if there is one."""

@@ -6,7 +6,7 @@ that it was noticed: how it was noticed is for the instructor's page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,12 @@ _LINES = 20
 _OTHERS = 6
 _FRAMES = 5
 _SHORT = 400
+
+AS_GIVEN = "It is as the starter has it."
+"""The message of a task that did not pass and whose file nobody has touched."""
+NOT_THERE = {"missing": "not handed in", "unusable": "the hand-in cannot be used"}
+"""States of a lab of which there was nothing to grade, in words."""
+NOT_ASKED = "not graded for this learner"
 
 Labs = Mapping[int, Lab]
 """The labs that are known here, by number."""
@@ -69,34 +75,60 @@ class Totals:
     """One learner's points.
 
     Attributes:
-        points: of all that is graded.
-        maximum: of all the class's labs, handed in or not.
+        points: of all that is graded; None where nothing is: who handed in nothing has no total.
+        maximum: of all the labs that count for this learner (`counts`), handed in or not.
         final: whether everything is either graded or was not handed in.
     """
 
-    points: int
+    points: int | None
     maximum: int
     final: bool
 
     @property
     def percent(self) -> float | None:
-        """Of the maximum; None while something is not graded, and where there is no maximum."""
-        return 100 * self.points / self.maximum if self.final and self.maximum else None
+        """Of the maximum; None while something is not graded, and where there is nothing."""
+        if self.points is None or not self.final or not self.maximum:
+            return None
+        return 100 * self.points / self.maximum
 
 
 def totals(result: ClassResult, learner: str) -> Totals:
     """Add up a learner's labs."""
-    labs = [result.of(learner, lab) for lab in result.labs]
+    labs = {lab: result.of(learner, lab) for lab in result.labs if counts(result, learner, lab)}
+    found = [points for g in labs.values() if (points := score(g)) is not None]
     return Totals(
-        points=sum(score(g) or 0 for g in labs),
-        maximum=sum(result.max_scores.get(lab, 0) for lab in result.labs),
-        final=all(settled(g) or (g is not None and g.state == "missing") for g in labs),
+        points=sum(found) if found else None,
+        maximum=sum(result.max_scores.get(lab, 0) for lab in labs),
+        final=all(settled(g) or (g is not None and g.state in NOT_THERE) for g in labs.values()),
     )
+
+
+def counts(result: ClassResult, learner: str, lab: int) -> bool:
+    """Whether a lab is part of what a learner can reach.
+
+    A lab that was asked for without names counts for everybody, handed in or not. One that was
+    only ever asked for with some learners' names counts for those who have a verdict in it, so
+    that trying a lab on one learner lowers nobody's percentage.
+    """
+    graded = result.of(learner, lab)
+    return lab not in result.for_some or (graded is not None and graded.state != "not_asked")
 
 
 def flagged(graded: GradedLab | None) -> set[str]:
     """Ids of the tasks that were tampered with."""
     return set() if graded is None else {flag.task for flag in graded.flags}
+
+
+def flagged_in_words(graded: Iterable[GradedLab], kind: str = "") -> str:
+    """How many learners and tasks are flagged; of one kind of tampering, if one is given.
+
+    One task can have many flags, so their number says little.
+    """
+    found = {(g.learner, flag.task) for g in graded for flag in g.flags if kind in ("", flag.kind)}
+    learners, tasks = len({learner for learner, _ in found}), len(found)
+    if not found:
+        return "none"
+    return f"{learners} learner{'s' * (learners > 1)}, {tasks} task{'s' * (tasks > 1)}"
 
 
 def problems(result: ClassResult, learner: str) -> list[str]:
@@ -106,6 +138,11 @@ def problems(result: ClassResult, learner: str) -> list[str]:
     if submission is not None and submission.problem:
         found.append(one_line(submission.problem))
     for lab in result.labs:
+        graded = result.of(learner, lab)
+        if not counts(result, learner, lab):
+            continue
+        if found and graded is not None and graded.state in NOT_THERE:
+            continue  # why there is nothing is said already
         told = lab_problems(result, learner, lab)
         found.extend(f"Lab {lab}: {text}" for text in told)
     return list(dict.fromkeys(found))
@@ -118,8 +155,10 @@ def lab_problems(result: ClassResult, learner: str, lab: int) -> list[str]:
     if graded is None:
         return ["not graded yet"]
     found = []
-    if graded.state == "missing":
-        found.append("not handed in")
+    if graded.state in NOT_THERE:
+        found.append(NOT_THERE[graded.state])
+    elif graded.state == "not_asked":
+        found.append(NOT_ASKED)
     elif graded.state == "not_graded":
         found.append("NOT GRADED")
     if graded.problem and not (submission and submission.problem == graded.problem):
@@ -178,7 +217,8 @@ class Verdict:
     """One task as its learner may see it. Every text is visible and cut.
 
     Attributes:
-        status: one of the grader's, or ``"tampered"``.
+        status: one of the grader's, ``"tampered"``, or ``"missing"``: the lab was handed in
+            without the task's file.
         mark, word: the status as a symbol and in words.
         share: of the expected checks that passed, from 0 to 1.
         message: what there is to say when no single check failed.
@@ -237,11 +277,29 @@ def verdicts(graded: GradedLab | None, lab: Lab | None) -> list[Verdict]:
     if graded is None or graded.result is None:
         return []
     known = {task.id: task for task in lab.tasks} if lab is not None else {}
-    spoilt = flagged(graded)
-    return [_verdict(t, known.get(t.id), lab, t.id in spoilt) for t in graded.result.tasks]
+    spoilt, absent = flagged(graded), without_file(graded, lab)
+    return [
+        _verdict(t, known.get(t.id), lab, t.id in spoilt, t.id in absent)
+        for t in graded.result.tasks
+    ]
 
 
-def _verdict(result: TaskResult, task: Task | None, lab: Lab | None, tampered: bool) -> Verdict:
+def without_file(graded: GradedLab | None, lab: Lab | None) -> set[str]:
+    """Ids of the tasks whose files are not among what was handed in."""
+    if graded is None or graded.result is None or lab is None:
+        return set()
+    files = {task.id: task.file for task in lab.tasks}
+    return {
+        t.id
+        for t in graded.result.tasks
+        if t.status not in ("passed", "not_graded")
+        and graded.result.files.get(files.get(t.id, ""), "") is None
+    }
+
+
+def _verdict(
+    result: TaskResult, task: Task | None, lab: Lab | None, tampered: bool, absent: bool
+) -> Verdict:
     mark, (_, _, word) = MARK_OF[result.status], MARKS[result.status]
     common: dict[str, Any] = {
         "id": one_line(result.id, 20),
@@ -255,6 +313,14 @@ def _verdict(result: TaskResult, task: Task | None, lab: Lab | None, tampered: b
     if tampered:
         common |= {"passed_checks": 0}
         return Verdict(**common, status="tampered", mark="⚑", word="tampered", message=TAMPERED)
+    if absent:
+        common |= {"passed_checks": 0}
+        text = (
+            f"{common['file']} is not in what was handed in, or was left out: then a note says why."
+        )
+        return Verdict(
+            **common, status="missing", mark="–", word=NOT_THERE["missing"], message=text
+        )
     first = result.first_failure if result.status in ("failed", "error", "timed_out") else None
     hint = task.hint(result.hint) if task is not None and result.hint else None
     others = [c for c in result.checks if c.outcome != "passed" and c is not first]
@@ -264,7 +330,7 @@ def _verdict(result: TaskResult, task: Task | None, lab: Lab | None, tampered: b
     waiting = max(0, result.expected_checks - len({c.check for c in result.checks}))
     message = "" if first is not None or result.status == "passed" else visible(result.message)
     if result.status == "not_started":
-        message = _not_started(task, lab)
+        message = _not_started(task, lab, result.message == AS_GIVEN)
     if first is not None and first.detail and not (first.observed or first.frames):
         message = visible(first.detail)
     return Verdict(
@@ -280,13 +346,16 @@ def _verdict(result: TaskResult, task: Task | None, lab: Lab | None, tampered: b
     )
 
 
-def _not_started(task: Task | None, lab: Lab | None) -> str:
+def _not_started(task: Task | None, lab: Lab | None, as_given: bool) -> str:
+    begun = AS_GIVEN if as_given else "You have not written this yet."
     if task is None or lab is None:
-        return "You have not written this yet."
+        return begun
+    path = f"labs/{lab.folder.name}/starter/{task.file}"
+    if task.draft:
+        return f"{begun} Open {path}, and read the draft against its docstrings."
     return (
-        f"You have not written this yet. Open labs/{lab.folder.name}/starter/{task.file}, read the "
-        f"docstring of {', '.join(task.symbols)}, and replace the line that raises "
-        "NotImplementedError."
+        f"{begun} Open {path}, read the docstring of {', '.join(task.symbols)}, and replace the "
+        "line that raises NotImplementedError."
     )
 
 

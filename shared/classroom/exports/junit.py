@@ -14,7 +14,15 @@ import xml.etree.ElementTree as ElementTree
 
 from shared.classroom.records import ClassResult, Learner
 from shared.classroom.text import one_line, xml_text
-from shared.classroom.verdicts import Labs, Verdict, by_name, flagged, lab_problems, verdicts
+from shared.classroom.verdicts import (
+    Labs,
+    Verdict,
+    by_name,
+    flagged,
+    lab_problems,
+    verdicts,
+    without_file,
+)
 from shared.grading.results import TaskResult
 
 _OUTCOMES = {
@@ -28,6 +36,7 @@ _OUTCOMES = {
     "broken": "skipped",
     "engine": "skipped",
     "not_graded": "skipped",
+    "missing": "skipped",
 }
 """How a status of a task or an outcome of a check is said in JUnit's words."""
 
@@ -54,7 +63,7 @@ def _suite(result: ClassResult, learner: Learner, lab: int, labs: Labs) -> Eleme
         why = "; ".join(lab_problems(result, learner.id, lab))
         ElementTree.SubElement(case, "skipped", message=_line(why))
     else:
-        spoilt = flagged(graded)
+        spoilt = flagged(graded) | without_file(graded, labs.get(lab))
         shown = verdicts(graded, labs.get(lab))
         for verdict, task in zip(shown, graded.result.tasks, strict=True):
             _task(suite, lab, verdict)

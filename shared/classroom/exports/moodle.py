@@ -21,7 +21,7 @@ from collections.abc import Callable
 from shared.classroom.gradebook import table
 from shared.classroom.records import ClassResult, GradedLab, Learner
 from shared.classroom.text import cell, one_line
-from shared.classroom.verdicts import Labs, by_name, score, settled, verdicts
+from shared.classroom.verdicts import NOT_THERE, Labs, by_name, score, settled, verdicts
 from shared.grading.lab import Lab
 
 _IDENTITIES: tuple[tuple[str, Callable[[Learner], str]], ...] = (
@@ -73,7 +73,8 @@ def _grade(graded: GradedLab | None, maximum: int) -> object:
 
 def _feedback(graded: GradedLab | None, lab: Lab | None) -> str:
     if graded is None or graded.state != "graded":
-        return {"missing": "not handed in"}.get(graded.state if graded else "", "NOT GRADED")
+        told = NOT_THERE | {"not_asked": ""}
+        return told.get(graded.state if graded else "", "NOT GRADED")
     lines = [v.line for v in verdicts(graded, lab)]
     if not settled(graded):
         lines.append("some of it is NOT GRADED")
