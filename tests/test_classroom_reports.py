@@ -649,6 +649,12 @@ def test_logging_again_updates_and_never_doubles(lab: Lab, tmp_path: Path) -> No
     assert runs()["a"].data.metrics["score"] == 30
     assert runs()["b"].info.status == "KILLED"
 
+    # Somebody has left the class.
+    there = ClassResult(**dict(result) | {"learners": result.learners[:2]})
+    assert tracking.log_class(there, {7: lab}, folder, pages) == 0
+    left = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags["learner"] for run in left} == {"a", "b"}
+
 
 # --- similarity ---
 

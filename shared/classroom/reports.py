@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -23,13 +25,19 @@ from shared.classroom.records import ClassResult
 from shared.classroom.similarity import similar_pairs, similarity_csv, similarity_page
 from shared.classroom.text import one_line
 from shared.classroom.tracking import log_class
-from shared.classroom.verdicts import Labs, known_labs
+from shared.classroom.verdicts import Labs, known_labs, totals
 from shared.errors import UserError
 from shared.grading.results import write_atomically
 
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 # Windows takes these for devices, whatever follows the dot.
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
+_MANIFEST = "written.json"
+_OF_A_LEARNER = re.compile(
+    rf"feedback/{_SAFE.pattern}\.html|exports/github-classroom/{_SAFE.pattern}\.json"
+    rf"|exports/gradescope/{_SAFE.pattern}/results\.json"
+)
 
 Warn = Callable[[str], None]
 
@@ -47,14 +55,19 @@ def write_all(
     ========================================  =============================================
     gradebook.csv                             for a person
     exports/canvas.csv, exports/moodle.csv    for these platforms
-    exports/gradescope/<id>/results.json      one a learner
+    exports/gradescope/<id>/results.json      one a learner who has points, were it none
     exports/github-classroom/<id>.json        one a learner
     exports/junit.xml                         the whole class
     feedback/<id>.html                        one a learner
     class.html                                for the instructor only
     similarity.csv, similarity.html           for the instructor only
     mlflow/                                   a store with a run for each learner and lab
+    written.json                              what is here of single learners
     ========================================  =============================================
+
+    Gradescope has no way to say "no grade": who has none gets no file. Of a learner who is no
+    longer of the class the files that an earlier run wrote are removed, unless somebody has
+    changed them since.
 
     Args:
         labs: the labs as this checkout describes them; read from it unless given.
@@ -89,18 +102,28 @@ def write_all(
     write("exports/moodle.csv", text)
     if left_out:
         warn(left_out)
+    of_learners: dict[str, str] = {}
+
+    def write_for_one(name: str, text: str) -> None:
+        write(name, text)
+        of_learners[name] = _digest(text)
+
     for id_, name in files.items():
-        write(f"exports/gradescope/{name}/results.json", gradescope_json(result, id_, labs))
-        write(f"exports/github-classroom/{name}.json", github_classroom_json(result, id_, labs))
+        if totals(result, id_).points is not None:
+            text = gradescope_json(result, id_, labs)
+            write_for_one(f"exports/gradescope/{name}/results.json", text)
+        text = github_classroom_json(result, id_, labs)
+        write_for_one(f"exports/github-classroom/{name}.json", text)
     write("exports/junit.xml", junit_xml(result, labs))
     pages = {}
     for learner in result.learners:
         pages[learner.id] = learner_page(result, learner, labs)
-        write(f"feedback/{files[learner.id]}.html", pages[learner.id])
+        write_for_one(f"feedback/{files[learner.id]}.html", pages[learner.id])
     links = {id_: f"feedback/{name}.html" for id_, name in files.items()}
     write("class.html", class_page(result, labs, links))
     _similarity(result, labs, write, warn)
     _tracking(result, labs, out / "mlflow", pages, written, warn)
+    _forget_others(out, of_learners, warn)
     return written
 
 
@@ -120,6 +143,48 @@ def file_names(ids: Iterable[str]) -> dict[str, str]:
         taken.add(name.casefold())
         found[id_] = name
     return found
+
+
+def _forget_others(out: Path, now: Mapping[str, str], warn: Warn) -> None:
+    """Remove what earlier runs wrote of learners who are not of the class now.
+
+    Args:
+        now: the files of this run, below `out`, each with its text's SHA-256.
+    """
+    manifest = out / _MANIFEST
+    there = {name.casefold() for name in now}  # "Ann.html" and "ann.html" may be one file
+    try:
+        kept = dict(now)
+        for name, digest in _earlier(manifest).items():
+            path = out / name
+            # A name of the list is trusted no further than to a file of ours, still as written.
+            if name.casefold() in there or not _OF_A_LEARNER.fullmatch(name) or not path.is_file():
+                continue
+            if any(map(Path.is_symlink, (path, path.parent, path.parent.parent))):
+                continue
+            if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                kept[name] = digest
+                warn(f"{path} is of nobody of the class any more, but was changed: it stays.")
+                continue
+            path.unlink()
+            if path.name == "results.json":
+                with suppress(OSError):
+                    path.parent.rmdir()
+        write_atomically(manifest, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        warn(f"Files of learners who are gone may be left in {out}: {_said(error)}.")
+
+
+def _earlier(manifest: Path) -> dict[str, str]:
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        return {str(name): str(digest) for name, digest in found.items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _similarity(

@@ -4,7 +4,7 @@
 
 A run is found again by its learner and lab. One that says the same already stays as it is; one
 that says something else, or that a crash left unfinished, is replaced. So there is one active run
-for each learner and lab, however often it is logged.
+for each learner and lab, however often it is logged, and none of who is no longer of the class.
 
 A run's status and name say in MLflow's list of runs what came of it: FINISHED with the points where
 the lab is graded, KILLED where nothing was handed in, FAILED where it could not be graded.
@@ -57,10 +57,14 @@ def log_class(result: ClassResult, labs: Labs, folder: Path, pages: dict[str, st
     experiment = _experiment(client, store)
     there = _runs(client, experiment)
     written = 0
+    people = {learner.id for learner in result.learners}
+    for (who, _), runs in there.items():
+        for run in runs if who and who not in people else ():
+            client.delete_run(run.info.run_id)
     for learner in result.learners:
         for lab in result.labs:
             graded = result.of(learner.id, lab)
-            if graded is None:
+            if graded is None or graded.state == "not_asked":
                 continue
             page = pages.get(learner.id, "")
             fingerprint = _fingerprint(result, learner, graded, page)
