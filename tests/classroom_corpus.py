@@ -21,8 +21,8 @@ from shared.grading.lab import Lab, load_lab
 
 LAB = 2
 """A lab that needs no engine."""
-UNSOLVED = frozenset({"not_started", "failed"})
-"""What an untouched starter's task is: a draft to review runs, and fails."""
+UNSOLVED = frozenset({"not_started"})
+"""What an untouched starter's task is; a draft to review too, though it runs and fails."""
 ABSENT = frozenset({"failed"})
 ERROR = frozenset({"error"})
 EVIL_CONFTEST = """
@@ -49,7 +49,7 @@ class Case:
         name: in words, fit for a file's name.
         build: makes it in a folder of submissions; returns what it made there.
         statuses: for each task of the lab the statuses that it may have; empty where the lab
-            counts as not handed in.
+            counts as not handed in, for want of any or of a usable file.
         notes: kinds of the notes that it must have, and no others.
         problem: words that its problem must hold; empty where it has none.
         helpers: names of harmless files beside the task files that are taken with them.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +26,7 @@ from shared.classroom.journal import Journal, Settings, Verdict
 from shared.classroom.pool import Graded, Pool, once
 from shared.classroom.records import ClassResult, GradedLab, Learner, Submission
 from shared.classroom.sandbox import Wall, find_wall
-from shared.classroom.verdicts import to_look_at
+from shared.classroom.verdicts import AS_GIVEN, NOT_THERE, by_name, flagged_in_words, to_look_at
 from shared.classroom.work import GradedWith, Work, all_work
 from shared.errors import UserError
 from shared.grading.check import (
@@ -42,6 +42,8 @@ from shared.grading.lab import Lab, lab_folders
 from shared.grading.results import LabResult, TaskResult, engines_of, not_proven_of
 from shared.grading.runner import DOMAINS, draw_seed
 
+_COPIES = "submissions"
+"""What was handed in, made safe: below OUT."""
 _MOST_AT_ONCE = 16
 _PLAIN_EVERY = 10.0
 """Seconds between lines of progress where the output is no terminal."""
@@ -96,14 +98,19 @@ def grade(
     """Grade a class and write all that an instructor needs.
 
     Args:
-        labs: numbers, by comma; all that somebody handed in if not given.
+        labs: numbers, by comma; all that somebody handed in if not given. A lab that is asked for
+            together with `learner`, and never without, counts for those who have a verdict in it:
+            nobody else's Max and Percent change.
+        seed, domain: of all verdicts in `out`. Others than its own are refused, unless all is
+            graded anew.
         learner: ids, by comma; all if not given.
         fresh: grade what `labs` and `learner` say anew, even where nothing has changed.
         sandbox: ``"off"`` to run other people's code without walls.
         cluster: ``"ray"`` to grade on the Ray cluster of `$RAY_ADDRESS`, or on one started here.
 
     Returns:
-        The exit status: 0 when everybody's labs are graded, 1 when some could not be.
+        The exit status: 0 when all that was handed in and can be read is graded, 1 when some could
+        not be.
 
     Raises:
         UserError: something is missing or unknown; the message says what to do.
@@ -117,12 +124,16 @@ def grade(
     if cluster and not installed("classroom"):
         raise UserError("Ray could not be installed (the reason is above). Run this again.")
     wanted = _lab_numbers(labs)
+    _check_words(seed, domain, engine)
     at_once = 0 if cluster and not jobs else wanted_jobs(jobs, _MOST_AT_ONCE)
-    folder = Path(out).expanduser().absolute()
+    folder, handed_in = (Path(p).expanduser().resolve() for p in (out, submissions))
+    people = Path(roster).expanduser() if roster else None
     wall = None if sandbox == "off" else find_wall()
-    from shared.classroom.collect import collect
+    from shared.classroom.collect import class_list, collect
     from shared.classroom.reports import write_all
 
+    # What can be wrong is told before anything is written: a refused OUT stays as it was.
+    learners = _learner_ids(learner, class_list(handed_in, folder / _COPIES, roster=people))
     if wall is None:
         console.print(
             "SANDBOX=off: the submissions' code runs as you, with your files, your network and "
@@ -130,26 +141,33 @@ def grade(
             style="bold yellow",
         )
     with Journal(folder) as journal:
-        settings = _settings(journal, seed, domain)
-        people = Path(roster).expanduser() if roster else None
+        before = journal.settings()
+        settings = _settings(before, seed, domain)
+        anew = before is not None and not _same_terms(before, settings) and not journal.is_empty()
+        if before is not None and anew:
+            _refuse_a_mixture(before, settings, folder, fresh and learners is None, wanted)
         with console.status("reading the submissions …"):
             # All labs, whichever are graded now: the others' verdicts stay in the gradebook.
-            found = collect(Path(submissions).expanduser(), folder / "submissions", roster=people)
-        numbers = wanted or sorted({number for s in found for number in s.labs})
+            found = collect(handed_in, folder / _COPIES, roster=people)
+        asked = [s for s in found if learners is None or s.learner.id in learners]
+        numbers = wanted or sorted({number for s in asked for number in s.labs})
         if not numbers:
-            raise UserError(f"{submissions}: no lab was found in any submission.")
-        settings.labs = sorted({*settings.labs, *numbers})
-        journal.keep_settings(settings)
+            whose = f"what {learner} handed in" if learner else "any submission"
+            raise UserError(f"{handed_in}: no lab was found in {whose}.")
+        settings = settings.with_labs(numbers, whole_class=learners is None)
         run = ClassRun(
             submissions=found,
             labs=[_graded_with(console, n, settings, engine) for n in numbers],
             wall=wall,
             jobs=at_once,
             cluster=bool(cluster),
-            learners=_learner_ids(learner, found),
+            learners=learners,
             fresh=fresh,
             prepare=lambda lab: build_environments(lab, _wanted(lab, engine)),
         )
+        if anew:
+            journal.forget_all()
+        journal.keep_settings(settings)
         console.print(
             f"{len(found)} submissions, {_labs_in_words(numbers)}, seed {settings.seed}, "
             f"sandbox: {wall.label if wall else 'off'}"
@@ -175,7 +193,8 @@ def grade(
                 f"The gradebook could not be written ({error}). All verdicts are kept: free some "
                 f"space in {folder} and run the same command again; it grades nothing twice."
             ) from error
-    _show(console, result, folder)
+    again = "the same command" + (" without LEARNER=" if learner else "")
+    _show(console, result, folder, again)
     return 0 if result.complete else 1
 
 
@@ -213,11 +232,15 @@ def grade_class(console: Console, run: ClassRun, journal: Journal) -> None:
         def keep(graded: Graded) -> None:
             piece = graded.work
             verdict = Verdict(
-                key=piece.key, result=graded.result, flags=graded.flags, notes=graded.notes
+                key=piece.key,
+                result=graded.result,
+                flags=graded.flags,
+                notes=graded.notes,
+                domain=piece.graded_with.domain,
             )
             for learner in piece.learners:
                 journal.keep(learner, piece.lab.number, piece.task.id, verdict)
-            done(f"{piece.task.id} {graded.result.status}")
+            done(f"{piece.task.id} of {_whose(piece)}: {graded.result.status}")
 
         if todo and run.cluster:
             ClusterPool(todo, run.wall is not None, run.jobs, keep).run()
@@ -228,8 +251,12 @@ def grade_class(console: Console, run: ClassRun, journal: Journal) -> None:
 def class_result(run: ClassRun, journal: Journal, settings: Settings) -> ClassResult:
     """All that is known of the class, of this run and of those before."""
     labs = _known_labs(run, settings)
+    for_some = {lab.number for lab in labs} & set(settings.some)
+    starters = {lab.number: _starter(lab) for lab in labs}
     graded = [
-        _graded_lab(submission, lab, journal, settings)
+        _graded_lab(
+            submission, lab, journal, settings, starters[lab.number], lab.number in for_some
+        )
         for submission in run.submissions
         for lab in labs
     ]
@@ -245,42 +272,93 @@ def class_result(run: ClassRun, journal: Journal, settings: Settings) -> ClassRe
         complete=all(
             g.state != "not_graded" and (g.result is None or g.result.complete) for g in graded
         ),
+        for_some=frozenset(for_some),
     )
 
 
 def _graded_lab(
-    submission: Submission, lab: Lab, journal: Journal, settings: Settings
+    submission: Submission,
+    lab: Lab,
+    journal: Journal,
+    settings: Settings,
+    starter: Mapping[str, bytes],
+    for_some: bool,
 ) -> GradedLab:
     learner = submission.learner.id
     notes = tuple(n for n in submission.notes if n.lab in (None, lab.number))
     verdicts = journal.verdicts(learner, lab.number) if lab.number in submission.labs else {}
     if submission.problem or not verdicts:
-        absent = lab.number not in submission.labs and not submission.problem
-        return GradedLab(
-            learner=learner,
-            lab=lab.number,
-            state="missing" if absent else "not_graded",
-            notes=notes,
-            problem=submission.problem or ("" if absent else "It was not graded yet."),
-        )
-    tasks = [verdicts[task.id].result for task in lab.tasks if task.id in verdicts]
-    flags = [f for task in lab.tasks if task.id in verdicts for f in verdicts[task.id].flags]
-    heard = [n for task in lab.tasks if task.id in verdicts for n in verdicts[task.id].notes]
+        state, problem = _without_verdict(submission, lab, for_some)
+        return GradedLab(learner=learner, lab=lab.number, state=state, notes=notes, problem=problem)
+    known = [(task, verdicts[task.id]) for task in lab.tasks if task.id in verdicts]
+    folder = submission.labs[lab.number]
+    tasks = [
+        _as_given(v.result) if not v.flags and _untouched(folder / t.file, starter) else v.result
+        for t, v in known
+    ]
     return GradedLab(
         learner=learner,
         lab=lab.number,
         state="graded",
-        result=_lab_result(submission, lab, tasks, settings),
-        flags=tuple(flags),
-        notes=(*notes, *heard),
+        result=_lab_result(submission, lab, tasks, [v for _, v in known], settings),
+        flags=tuple(flag for _, verdict in known for flag in verdict.flags),
+        notes=(*notes, *(note for _, verdict in known for note in verdict.notes)),
     )
 
 
+def _without_verdict(
+    submission: Submission, lab: Lab, for_some: bool
+) -> tuple[Literal["missing", "unusable", "not_asked", "not_graded"], str]:
+    """Why there is none. Only what was handed in and can be read is still to be graded."""
+    if for_some:
+        return "not_asked", ""
+    if submission.problem:
+        return "unusable" if submission.handed_in else "missing", submission.problem
+    if lab.number not in submission.labs:
+        return "missing", ""
+    return "not_graded", "It was not graded yet."
+
+
+def _starter(lab: Lab) -> dict[str, bytes]:
+    """What the lab's learners were given; nothing where that cannot be told.
+
+    It is not read from `starter/`: an instructor may have tried the tasks there.
+    """
+    from shared.grading.starters import StarterError, derive
+
+    try:
+        return {name: text.encode() for name, text in derive(lab).items()}
+    except (StarterError, OSError, SyntaxError, UnicodeError):
+        return {}
+
+
+def _untouched(path: Path, starter: Mapping[str, bytes]) -> bool:
+    """Whether a file is as the starter has it, whatever line ends a checkout gave it."""
+    try:
+        return path.read_bytes().replace(b"\r\n", b"\n") == starter.get(path.name)
+    except OSError:
+        return False
+
+
+def _as_given(result: TaskResult) -> TaskResult:
+    """A verdict on a file that nobody has touched: what fails in it is no mistake of theirs."""
+    if result.status in ("passed", "not_graded"):
+        return result
+    return result.model_copy(update={"status": "not_started", "message": AS_GIVEN, "hint": None})
+
+
 def _lab_result(
-    submission: Submission, lab: Lab, tasks: list[TaskResult], settings: Settings
+    submission: Submission,
+    lab: Lab,
+    tasks: list[TaskResult],
+    verdicts: list[Verdict],
+    settings: Settings,
 ) -> LabResult:
     from shared.grading.target import Target
 
+    # Of the verdicts, not of the settings: a page says what its verdicts were reached with.
+    seed = next((t.seed for t in tasks if t.seed is not None), settings.seed)
+    domain = next((v.domain for v in verdicts if v.domain), settings.domain or DOMAINS[0])
     target = Target(submission.source, submission.labs[lab.number])
     whole = len(tasks) == len(lab.tasks) and all(t.status != "not_graded" for t in tasks)
     return LabResult(
@@ -288,10 +366,10 @@ def _lab_result(
         title=lab.title,
         target=submission.source,
         files=target.hashes([task.file for task in lab.tasks]),
-        domain=(settings.domain or DOMAINS[0]) if lab.domains else None,
+        domain=domain if lab.domains else None,
         engine=engines_of(tasks),
         not_proven=not_proven_of(tasks),
-        seed=settings.seed,
+        seed=seed,
         score=sum(t.points for t in tasks),
         max_score=lab.max_score,
         tasks=tasks,
@@ -319,17 +397,43 @@ def _known_labs(run: ClassRun, settings: Settings) -> list[Lab]:
 
     now = {graded_with.lab.number: graded_with.lab for graded_with in run.labs}
     there = lab_folders()
-    before = {n: load_lab(n) for n in settings.labs if n not in now and n in there}
+    asked = {*settings.labs, *settings.some}
+    before = {n: load_lab(n) for n in asked if n not in now and n in there}
     return [lab for _, lab in sorted((now | before).items())]
 
 
-def _settings(journal: Journal, seed: str, domain: str) -> Settings:
-    """What this run is graded with: what was given, else what the earlier ones had."""
+def _check_words(seed: str, domain: str, engine: str) -> None:
     if domain and domain not in DOMAINS:
         raise UserError(f"DOMAIN={domain}: it takes {', '.join(DOMAINS)}.")
-    if seed and not seed.isdigit():
+    if seed and not (seed.isascii() and seed.isdigit()):
         raise UserError(f"SEED={seed}: it takes a whole number, 0 or more.")
-    before = journal.settings()
+    if engine not in ("", "vllm"):  # that vLLM cannot be had matters only to labs that need it
+        wanted_engine(engine, explicit=True)
+
+
+def _same_terms(one: Settings, other: Settings) -> bool:
+    return (one.seed, one.domain or DOMAINS[0]) == (other.seed, other.domain or DOMAINS[0])
+
+
+def _refuse_a_mixture(
+    before: Settings, now: Settings, folder: Path, all_anew: bool, wanted: Sequence[int]
+) -> None:
+    """One folder has one seed and one domain: whoever compares two learners in it compares like
+    with like. Another one is taken only where everything is graded anew with it.
+    """
+    known = {*before.labs, *before.some}
+    if all_anew and (not wanted or known <= set(wanted)):
+        return
+    raise UserError(
+        f"{folder} was graded with SEED={before.seed} DOMAIN={before.domain or DOMAINS[0]}, and a "
+        f"folder has one of each. For SEED={now.seed} DOMAIN={now.domain} give another OUT=, or "
+        "grade everybody and every lab anew: FRESH=1 without LEARNER= and LABS=. Without SEED= and "
+        "DOMAIN= it goes on as it was."
+    )
+
+
+def _settings(before: Settings | None, seed: str, domain: str) -> Settings:
+    """What this run is graded with: what was given, else what the earlier ones had."""
     if before is None:
         before = Settings(seed=int(seed) if seed else draw_seed())
     return before.model_copy(
@@ -373,11 +477,11 @@ def _lab_numbers(text: str) -> list[int]:
     return sorted(set(numbers))
 
 
-def _learner_ids(text: str, found: Sequence[Submission]) -> frozenset[str] | None:
+def _learner_ids(text: str, people: Sequence[Learner]) -> frozenset[str] | None:
     words = [w.strip() for w in text.split(",") if w.strip()]
     if not words:
         return None
-    known = {s.learner.id for s in found}
+    known = {learner.id for learner in people}
     unknown = [w for w in words if w not in known]
     if unknown:
         raise UserError(
@@ -385,6 +489,11 @@ def _learner_ids(text: str, found: Sequence[Submission]) -> frozenset[str] | Non
             f"{', '.join(sorted(known)[:40])}."
         )
     return frozenset(words)
+
+
+def _whose(piece: Work) -> str:
+    first, *others = piece.learners
+    return f"{first} and {len(others)} more" if others else first
 
 
 def _labs_in_words(numbers: Sequence[int]) -> str:
@@ -437,30 +546,34 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _show(console: Console, result: ClassResult, folder: Path) -> None:
-    """A line for each learner, and what an instructor should look at first."""
+def _show(console: Console, result: ClassResult, folder: Path, again: str) -> None:
+    """A line for each learner, and what an instructor should look at first.
+
+    Args:
+        again: what grades what is not graded.
+    """
     table = Table(box=None, padding=(0, 2))
     table.add_column("learner")
     for lab in result.labs:
         table.add_column(f"lab {lab}", justify="right")
     table.add_column("")
-    for learner in result.learners:
+    for learner in by_name(result):
         cells = [_score(result.of(learner.id, lab)) for lab in result.labs]
         table.add_row(escape(learner.name), *cells, _remark(result, learner))
     console.print(table)
-    flagged = Counter(f.kind for g in result.graded for f in g.flags)
-    for kind, count in flagged.most_common():
+    for kind in sorted({f.kind for g in result.graded for f in g.flags}):
+        count = flagged_in_words(result.graded, kind)
         console.print(f"flagged: {escape(kind)} ({count})", style="red")
     if not result.complete:
-        console.print(
-            "Some of it is not graded; the same command tries that again.", style="yellow"
-        )
+        console.print(f"Some of it is not graded; {again} tries that again.", style="yellow")
     console.print(f"written to {folder}", markup=False)
 
 
 def _score(graded: GradedLab | None) -> str:
-    if graded is None or graded.state == "missing":
-        return "-"
+    if graded is None or graded.state == "not_asked":
+        return ""
+    if graded.state in NOT_THERE:
+        return "–"
     if graded.result is None:
         return "NOT GRADED"
     unsure = "" if graded.result.complete else " (?)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,24 +23,37 @@ from shared.grading.results import TaskResult, write_atomically
 
 
 class Verdict(Record):
-    """One task's verdict, and the work it is on."""
+    """One task's verdict, and the work it is on.
+
+    Attributes:
+        domain: what it was graded in; None where the lab has only one world.
+    """
 
     key: str
     result: TaskResult
     flags: tuple[Flag, ...] = ()
     notes: tuple[Note, ...] = ()
+    domain: str | None = None
 
 
 class Settings(BaseModel):
     """What a class is graded with, drawn or chosen at the first run and kept.
 
     Attributes:
-        labs: numbers of the labs that were ever asked for.
+        labs: numbers of the labs that were ever asked for, for the whole class.
+        some: numbers of those that were only ever asked for with some learners' names.
     """
 
     seed: int
     domain: str = ""
     labs: list[int] = []
+    some: list[int] = []
+
+    def with_labs(self, numbers: Iterable[int], *, whole_class: bool) -> Settings:
+        """The same, with labs that are asked for now."""
+        labs = {*self.labs, *numbers} if whole_class else {*self.labs}
+        some = {*self.some, *numbers} - labs
+        return self.model_copy(update={"labs": sorted(labs), "some": sorted(some)})
 
 
 class _Page(BaseModel):
@@ -89,6 +103,16 @@ class Journal:
     def keep_settings(self, settings: Settings) -> None:
         """Write down what this run is graded with."""
         write_atomically(self._settings, settings.model_dump_json(indent=1) + "\n")
+
+    def is_empty(self) -> bool:
+        """Whether there is no verdict at all."""
+        return next(self._folder.glob("*/lab_*.json"), None) is None
+
+    def forget_all(self) -> None:
+        """Take every verdict out, those too of learners who are no longer there."""
+        with self._writing:
+            clear(self._folder)
+            self._pages.clear()
 
     def verdicts(self, learner: str, lab: int) -> dict[str, Verdict]:
         """The verdicts on a learner's lab, by task."""
