@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from shared.classroom.exports import (
     canvas_csv,
+    canvas_unmatched,
     github_classroom_json,
     gradescope_json,
     junit_xml,
@@ -98,6 +99,8 @@ def write_all(
 
     write("gradebook.csv", gradebook(result))
     write("exports/canvas.csv", canvas_csv(result))
+    if unmatched := canvas_unmatched(result):
+        warn(unmatched)
     text, left_out = moodle_csv(result, labs)
     write("exports/moodle.csv", text)
     if left_out:

@@ -42,18 +42,20 @@ def canvas_csv(result: ClassResult) -> str:
 
 
 def canvas_unmatched(result: ClassResult) -> str:
-    """A warning that names whom Canvas has no id for; empty when all have one."""
+    """A warning that names whom Canvas has no id for; empty when all have one.
+
+    Empty, too, when nobody has one: the class is then hardly in Canvas.
+    """
     without = [
         one_line(learner.id, 80)
         for learner in by_name(result)
         if not any(_about(learner, column) for column in _IDS)
     ]
-    if not without:
+    if not without or len(without) == len(result.learners):
         return ""
-    whom = "anybody" if len(without) == len(result.learners) else ", ".join(without)
     return (
-        f"exports/canvas.csv has no id of Canvas for {whom}. It looks for them by name: give its "
-        "gradebook export as ROSTER, or look at each of them at the import."
+        f"exports/canvas.csv has no id of Canvas for {', '.join(without)}. It looks for them by "
+        "name: give its gradebook export as ROSTER, or look at each of them at the import."
     )
 
 
