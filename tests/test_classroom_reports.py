@@ -835,9 +835,7 @@ def test_few_right_variants_are_close_to_the_solution_and_no_starter_is(
     copies = {(lab, t.file, "copy") for lab, one in labs.items() for t in one.tasks}
     assert copies <= near
     assert "starter" not in {who for *_, who in near}
-    # A few are the author's own, rewritten in one place.
-    tried = sum(len(files) for who, files in variants.items() if who.startswith("right"))
-    assert len(near - copies) <= max(1, tried // 25)
+    assert len(near - copies) <= 2  # the author's own, rewritten in a place or two
 
 
 def test_what_many_wrote_counts_for_nobody(lab: Lab, tmp_path: Path) -> None:
