@@ -60,7 +60,17 @@ def test_every_range_holds_zero_and_zero_is_exact(learner, rng):
         for bottom, top in ((near, far), (-far, -near), (np.zeros(1), far[:1])):
             scale, zero = _parameters(learner, bottom, top, bits, symmetric)
             case = f"{_kind(bits, symmetric)}, range {_ends(bottom, top)}"
-            _expect_scale(scale, bottom, top, bits, symmetric, case, hint="zero-in-range")
+            _expect_scale(
+                scale,
+                bottom,
+                top,
+                bits,
+                symmetric,
+                case,
+                why="The range must be stretched to hold zero. Padding, dropped neurons and ReLU "
+                "put exact zeros everywhere, and a grid without zero has no code for them.",
+                hint="zero-in-range",
+            )
             lowest, highest = _codes(bits, symmetric)
             expect(
                 bool(((zero >= lowest) & (zero <= highest)).all()),
@@ -70,18 +80,6 @@ def test_every_range_holds_zero_and_zero_is_exact(learner, rng):
                 "zero adds the same small error to each of them, and they do not cancel.",
                 hint="zero-in-range",
             )
-    weight = np.where(rng.random((6, 32)) < 0.4, 0.0, rng.uniform(1.0, 4.0, (6, 32)))
-    for scheme in _schemes(learner, group=8):
-        values = _values(learner, _quantized(learner, weight, scheme))
-        wrong = values[weight == 0]
-        wrong = wrong[wrong != 0]
-        expect(
-            len(wrong) == 0,
-            observed=f"zeros come back as {show(wrong[:3].tolist())} ({_name(scheme)})",
-            expected="exactly 0",
-            why="A pruned weight that comes back as 0.004 is no longer pruned.",
-            hint="zero-in-range",
-        )
 
 
 def test_a_range_of_nothing_but_zero_has_a_scale(learner):
@@ -102,6 +100,19 @@ def test_a_range_of_nothing_but_zero_has_a_scale(learner):
                 "NaN in a row makes every answer of the model NaN.",
                 hint="nothing-but-zero",
             )
+
+
+def test_a_range_of_almost_nothing_keeps_its_own_scale(learner, rng):
+    why = (
+        "Nothing is divided by zero here: 1e-12 is small, and still a weight. With a larger scale "
+        "than its range needs, the whole row becomes zeros."
+    )
+    for size in (1e-9, 1e-15, 1e-30):
+        low, high = -size * rng.uniform(0.5, 2.0, 6), size * rng.uniform(0.5, 2.0, 6)
+        for bits, symmetric in KINDS:
+            scale, _ = _parameters(learner, low, high, bits, symmetric)
+            case = f"{_kind(bits, symmetric)}, range {_ends(low, high)}"
+            _expect_scale(scale, low, high, bits, symmetric, case, why=why, hint="nothing-but-zero")
 
 
 def test_a_scale_belongs_to_the_matrix_a_row_or_a_group_within_a_row(learner, rng):
@@ -169,6 +180,22 @@ def test_dequantize_uses_only_what_is_stored(learner, rng):
             why="127 - (-128) is 255, and no signed byte holds it. In int8 it is -1, without a "
             "warning, and the greatest weight becomes the least.",
             hint="wraps" if wraps else "as-stored",
+        )
+
+
+def test_zeros_come_back_as_exactly_zero(learner, rng):
+    weight = np.where(rng.random((6, 32)) < 0.4, 0.0, rng.uniform(-1.0, 4.0, (6, 32)))
+    for scheme in _schemes(learner, group=8):
+        values = _values(learner, _quantized(learner, weight, scheme))
+        wrong = values[weight == 0]
+        wrong = wrong[wrong != 0]
+        expect(
+            len(wrong) == 0,
+            observed=f"zeros come back as {show(wrong[:3].tolist())} ({_name(scheme)})",
+            expected="exactly 0",
+            why="A pruned weight that is not exactly 0 is no longer pruned. It counts as a weight "
+            "again, and code that looks for zeros passes it by.",
+            hint="exactly-zero",
         )
 
 
@@ -381,15 +408,32 @@ def test_onnx_reads_your_bytes(learner, rng):
 
 
 def test_packing_refuses_what_does_not_fit(learner):
-    for code in (8, -9, 15, 127):
-        expect_raises(
-            ValueError,
-            lambda code=code: learner.pack_int4(np.array([1, code, 0, 2])),
-            doing=f"the code {code}",
-            mentions=str(code),
-            why="15 cut to four bits is -1. Eight-bit codes would be packed without a word.",
-            hint="fits",
-        )
+    for kind, codes, why in (
+        (
+            np.int64,
+            (8, -9, 15, 127),
+            "15 cut to four bits is -1. Eight-bit codes would be packed without a word.",
+        ),
+        (
+            np.int64,
+            (257, -255, 65_537),
+            "257 as a signed byte is 1, and that fits. Look at a code before its type changes.",
+        ),
+        (
+            np.uint8,
+            (255, 249),
+            "255 as a signed byte is -1, and that fits. Look at a code before its type changes.",
+        ),
+    ):
+        for code in codes:
+            expect_raises(
+                ValueError,
+                lambda code=code, kind=kind: learner.pack_int4(np.array([1, code, 0, 2], kind)),
+                doing=f"the code {code}, in an array of {np.dtype(kind).name}",
+                mentions=str(code),
+                why=why,
+                hint="fits",
+            )
     packed = _packed(learner, np.array([1, 2, 3, 4], dtype=np.int8))
     for shape in ((2, 3), (1, 2), (7,)):
         expect_raises(
@@ -482,9 +526,21 @@ def _expect_nearest(learner: Any, weight: np.ndarray, scheme: Any, what: str) ->
     )
     scale = got.scale.astype(np.float64)[..., None]
     zero = got.zero_point.astype(np.int64)[..., None]
+    codes, values = _blocks(got.codes, scheme), _blocks(back, scheme)
+    stored = (codes - zero) * scale
+    apart = abs(values - stored)
+    at = np.unravel_index(int(np.argmax(apart / scale)), apart.shape)
+    expect(
+        bool((apart <= FLOAT32 * scale).all()),
+        observed=f"{values[at]:.5g} for the code {int(codes[at])} ({what}, {_name(scheme)})",
+        expected=f"{stored[at]:.5g}: scale * (code - zero_point)",
+        why="Whoever loads the file has codes, scales and zero points, and not the weights that "
+        "they were made from.",
+        hint="as-stored",
+    )
     levels = (np.arange(lowest, highest + 1) - zero) * scale
     best = abs(blocks[..., None] - levels[:, :, None, :]).min(axis=3)
-    error = abs(_blocks(back, scheme) - blocks)
+    error = abs(values - blocks)
     worse = error - best
     at = np.unravel_index(int(np.argmax(worse / scale)), worse.shape)
     expect(
@@ -513,6 +569,7 @@ def _expect_scale(
     bits: int,
     symmetric: bool,
     case: str,
+    why: str | None = None,
     hint: str | None = None,
 ) -> None:
     wanted = _scale(bottom, top, bits, symmetric)
@@ -520,7 +577,8 @@ def _expect_scale(
         scale.shape == wanted.shape and bool(np.allclose(scale, wanted, rtol=1e-5, atol=0)),
         observed=f"scale {_short(scale)} ({case})",
         expected=_short(wanted),
-        why="A scale that is too large wastes codes. One that is too small cuts off the largest "
+        why=why
+        or "A scale that is too large wastes codes. One that is too small cuts off the largest "
         "weights, and those matter most.",
         hint=hint or ("opposite" if symmetric else "range-on-codes"),
     )

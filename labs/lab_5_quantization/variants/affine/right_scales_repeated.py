@@ -83,7 +83,7 @@ def dequantize(quantized: QuantizedWeight) -> Floats:
 
 
 def pack_int4(codes: ArrayLike) -> Bytes:
-    flat = np.array(codes, dtype=np.int16).reshape(-1)
+    flat = np.array(codes, dtype=np.int64).reshape(-1)
     wrong = [int(c) for c in flat if c < -8 or c > 7]
     if wrong:
         raise ValueError(f"no signed 4-bit integers: {wrong[:5]}")
