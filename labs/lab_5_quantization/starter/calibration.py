@@ -64,7 +64,8 @@ class ActivationObserver:
         """Take a batch into account.
 
         Args:
-            batch: (tokens, in_features), any float type. One without tokens changes nothing.
+            batch: (tokens, in_features), any float type. One without tokens changes nothing, and
+                is never refused, whatever its number of features.
 
         Raises:
             ValueError: a value is NaN or infinite, or the number of features is not that of the
@@ -100,7 +101,8 @@ class ActivationObserver:
         """The least magnitude that `percentile` per cent of all values do not exceed.
 
         Of n values seen, whichever batch they came in, it is the magnitude at place
-        ``ceil(percentile / 100 * n)`` in rising order, within 1 % of it.
+        ``percentile / 100 * n``, rounded up, in rising order, within 1 % of it. The place is that
+        of exact arithmetic: 7 per cent of 100 values are 7, though floats make it a little more.
 
         Raises:
             ValueError: nothing has been seen, or `percentile` is not above 0 and at most 100.

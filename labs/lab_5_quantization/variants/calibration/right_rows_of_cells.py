@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import reduce
 
 import numpy as np
@@ -78,7 +79,7 @@ class ActivationObserver:
         values, counts = self._table(0.5)
         reached = self._zeros + np.cumsum(counts)
         total = self._zeros + int(counts.sum())
-        place = max(1, int(np.ceil(percentile / 100 * total)))
+        place = -int(-Fraction(str(percentile)) * total // 100)
         if place <= self._zeros:
             return 0.0
         return float(min(values[int(np.argmax(reached >= place))], largest))

@@ -58,7 +58,8 @@ class ActivationObserver:
         """Take a batch into account.
 
         Args:
-            batch: (tokens, in_features), any float type. One without tokens changes nothing.
+            batch: (tokens, in_features), any float type. One without tokens changes nothing, and
+                is never refused, whatever its number of features.
 
         Raises:
             ValueError: a value is NaN or infinite, or the number of features is not that of the
@@ -108,7 +109,8 @@ class ActivationObserver:
         """The least magnitude that `percentile` per cent of all values do not exceed.
 
         Of n values seen, whichever batch they came in, it is the magnitude at place
-        ``ceil(percentile / 100 * n)`` in rising order, within 1 % of it.
+        ``percentile / 100 * n``, rounded up, in rising order, within 1 % of it. The place is that
+        of exact arithmetic: 7 per cent of 100 values are 7, though floats make it a little more.
 
         Raises:
             ValueError: nothing has been seen, or `percentile` is not above 0 and at most 100.
@@ -117,7 +119,8 @@ class ActivationObserver:
         if not 0 < percentile <= 100:
             raise ValueError(f"a percentile is above 0 and at most 100, not {percentile}")
         reached = np.cumsum(self._counts)
-        place = math.ceil(percentile / 100 * int(reached[-1]))
+        # A whole number may come out a little larger, and would be rounded up to the next.
+        place = math.ceil(round(percentile * int(reached[-1]) / 100, 6))
         index = int(np.searchsorted(reached, max(place, 1)))
         return min(float(_within_bins(1)[index, 0]), largest)
 
