@@ -115,7 +115,8 @@ class Hessian:
 
         Args:
             inputs: float32, (tokens, in_features) or with more axes in front, as in (sequences,
-                tokens, in_features). Batches need not be of one size.
+                tokens, in_features). A single axis, (in_features,), is one token. Batches need not
+                be of one size.
 
         Raises:
             ValueError: the last axis is not in_features, or a value is not finite. What was
@@ -126,7 +127,8 @@ class Hessian:
     def matrix(self) -> Doubles:
         """H = 2/N * sum of x x^T over all tokens seen: float64, (in_features, in_features).
 
-        N is the number of tokens, whatever batches they came in.
+        N is the number of tokens, whatever batches they came in. What was gathered stays as it
+        was: more batches may follow, and the matrix, an array of its own, may be asked for again.
 
         Raises:
             ValueError: no token was seen.
@@ -168,6 +170,8 @@ def quantize_layer(
 
     The grid is that of `round_to_nearest`: the scales are those of the weight as it is given, and
     each column keeps the scales of its own group, however far its values have moved meanwhile.
+    Dead columns (see `inverse_factor`) count for the scales like all others. Then they are set to
+    0, before the first column is quantized, so that their codes are 0 and leave no error.
     With U of `inverse_factor`, columns taken in order, column j:
 
     1. is quantized as it is by now: q = scale * nearest code;
@@ -189,8 +193,7 @@ def quantize_layer(
             up for their errors. The result has its columns in the weight's own order in any case.
 
     Returns:
-        Codes and scales. Dead columns (see `inverse_factor`) are set to 0 before anything else,
-        and their codes are 0.
+        Codes and scales.
 
     Raises:
         ValueError: the Hessian is not (in_features, in_features), `block_size` is below 1, or as

@@ -51,7 +51,7 @@ class Hessian:
         batch = torch.as_tensor(np.array(inputs))
         if batch.shape[-1] != len(self.total) or not batch.isfinite().all():
             raise ValueError("inputs do not fit this layer")
-        flat = batch.flatten(0, -2).double()
+        flat = batch.reshape(-1, len(self.total)).double()
         self.total.addmm_(flat.T, flat)
         self.tokens += flat.shape[0]
 

@@ -1,7 +1,7 @@
 """Takes a group's scales when the group begins, from columns that have moved.
 
-caught-by: test_each_column_makes_up_for_the_errors_before_it
-hint: which-share
+caught-by: test_the_scales_are_those_of_round_to_nearest
+hint: same-grid
 """
 
 from __future__ import annotations
