@@ -168,11 +168,10 @@ def test_dequantize_uses_only_what_is_stored(learner, rng):
         difference = codes.astype(np.float64) - zero
         wrapped = (codes - zero).astype(np.float64)
         wanted = difference * scale
-        if got.shape == wanted.shape and np.allclose(got, wanted, rtol=1e-5, atol=1e-6):
+        room = FLOAT32 * scale
+        if got.shape == wanted.shape and bool((abs(got - wanted) <= room).all()):
             continue
-        wraps = got.shape == wanted.shape and np.allclose(
-            got, wrapped * scale, rtol=1e-5, atol=1e-6
-        )
+        wraps = got.shape == wanted.shape and bool((abs(got - wrapped * scale) <= room).all())
         fail(
             observed=f"{_short(got[0])} for codes {_short(codes[0])}, zero point {zero[0, 0]}, "
             f"scale {scale[0, 0]:.4g} ({strategy})",

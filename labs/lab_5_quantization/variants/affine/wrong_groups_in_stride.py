@@ -1,4 +1,4 @@
-"""Takes every so-manieth column of a row for a group, and reads the scales as if they were runs.
+"""Takes columns at a distance for a group, and gives the scales out as if groups were runs.
 
 caught-by: test_a_scale_belongs_to_the_matrix_a_row_or_a_group_within_a_row
 hint: who-shares
