@@ -8,15 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from shared.grading import hints, progress, reset
-from shared.grading.check import Request, wanted_engine
+from shared.grading.check import Request, Wanted, wanted_engine
 from shared.grading.feedback import ConsoleWatcher, show_result
 from shared.grading.lab import load_lab
+from shared.grading.process import without_bars
 from shared.grading.results import LabResult
 from shared.paths import ROOT
 from shared.setup.bootstrap import SetupError, engine_kind
@@ -184,6 +186,46 @@ def test_what_a_learner_s_text_holds_cannot_break_the_page(
     text = _printed(lambda c: show_result(c, small_lab.lab, result, "make check-lab-9"))
     assert "[/] [bold]{x}" in text
     assert "\x1b[2J" not in text
+
+
+def test_progress_bars_of_libraries_do_not_hide_what_a_learner_printed(
+    grade: Callable[[str], LabResult], small_lab: SmallLab
+) -> None:
+    bar = "Loading: {0:3}%|████      | {0}/100 [00:01<00:02, 53.1it/s]"
+    result = grade(
+        "def double(x):\n"
+        "    for i in range(0, 101):\n"
+        f"        print('\\r' + {bar!r}.format(i), end='')\n"
+        "    print()\n"
+        "    print('mine', 40)\n"
+        "    print('step 1\\rstep 2\\r\\n3it [00:00, 99.1it/s]')\n"
+        "    return x + 2 if x else 0\n"
+    )
+    failure = result.tasks[0].first_failure
+    assert failure is not None
+    assert failure.printed.split("\n")[:2] == ["mine 40", "step 2"]
+    text = _printed(lambda c: show_result(c, small_lab.lab, result, "make check-lab-9"))
+    assert "it/s" not in text
+    assert "\N{REPLACEMENT CHARACTER}" not in text
+
+
+def test_text_that_only_looks_like_a_bar_is_left_alone() -> None:
+    for text in ("a | b 40% | 2/5", "rows: 12 [1, 2]", "\n\nx: 1\n", "50%|", ""):
+        assert without_bars(text) == text
+
+
+def test_taking_bars_out_takes_no_time_whatever_is_printed() -> None:
+    started = time.process_time()
+    for text in ("a:" * 2**15, "1" * 2**16, "1%|" * 2**14, "\r" * 2**16, "it [" * 2**14):
+        without_bars(text)
+    assert time.process_time() - started < 10
+
+
+def test_vllm_is_installed_only_for_tasks_that_ask_a_model_server() -> None:
+    for task, engine in (("5.1", None), ("5.4", "vllm"), ("5.1,5.4", "vllm")):
+        request = replace(Request.of("5", task=task, engine="portable"), engine=Wanted("vllm"))
+        needed = request.environment_engine
+        assert (needed.name if needed else None) == engine
 
 
 def test_watching_grades_again_after_a_save_with_a_warm_process(

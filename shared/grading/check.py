@@ -91,6 +91,12 @@ class Request:
             words.append(f"DOMAIN={self.domain}")
         return " ".join(words)
 
+    @property
+    def environment_engine(self) -> Wanted | None:
+        """The model server that has to be installed: none where no task has a live check."""
+        live = any(any(self.lab.expected_checks(task).values()) for task in self.tasks)
+        return self.engine if live else None
+
     def grading(self, console: Console, watcher: ConsoleWatcher | None = None) -> Grading:
         """The runner's order for this request."""
         say = watcher.busy if watcher is not None else None
@@ -155,7 +161,7 @@ def check_lab(
         jobs: how many tasks to grade at once; as many as there are cores if not given.
     """
     at_once = wanted_jobs(jobs, _MOST_AT_ONCE)
-    build_environments(request.lab, request.engine)
+    build_environments(request.lab, request.environment_engine)
     with Runner(ResultStore(), at_once) as runner, ConsoleWatcher(console, request.lab) as watcher:
         console.print(f"[bold]Lab {request.lab.number}: {request.lab.title}[/]")
         grading = request.grading(console, watcher)

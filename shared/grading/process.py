@@ -34,8 +34,14 @@ STARTUP_LIMIT = 90.0
 """Seconds until the first check must have begun: imports on a slow disk, and the learner's own."""
 _POLL = 0.1
 _PRINTED_SHOWN = 4000
+_PRINTED_READ = 2**16  # progress bars are taken out of it
 _LONGEST_EVENT = 2**22
 _FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+) in (?P<function>.+)$')
+_BAR = re.compile(
+    r"(?:[^\n\r|]{0,80}?:\s{0,4})?"
+    r"(?:\d{1,3}%\|[^\n\r|]{0,300}\|\s{0,3}[^\s|]{1,20}|\d{1,9}it)\s\[[^\n\r\]]{0,100}\]"
+)
+"""A bar of tqdm with its label: `Loading: 40%|████      | 2/5 [00:01<00:02, 1.5it/s]`."""
 
 
 class RunEnd(BaseModel):
@@ -340,9 +346,26 @@ class Listener:
 
     def _printed(self) -> str:
         size = os.fstat(self._output_fd).st_size
-        start = max(self._printed_from, size - _PRINTED_SHOWN)
+        start = max(self._printed_from, size - _PRINTED_READ)
         text = os.pread(self._output_fd, size - start, start).decode(errors="replace")
-        return ("…" + text) if start > self._printed_from else text
+        shown = without_bars(text)
+        cut = start > self._printed_from or len(shown) > _PRINTED_SHOWN
+        return ("…" + shown[-_PRINTED_SHOWN:]) if cut else shown
+
+
+def without_bars(text: str) -> str:
+    """`text` as a terminal shows it in the end, without the progress bars of libraries.
+
+    Of a line that was written over only the last version is left. Lines that were nothing but bars
+    go: they would push what the learner printed out of sight.
+    """
+    lines = []
+    for line in text.replace("\x1b[A", "").split("\n"):
+        rest, bars = _BAR.subn("", line)
+        kept = [part for part in rest.split("\r") if part.strip()]
+        if kept or not bars:
+            lines.append(kept[-1] if kept else "")
+    return "\n".join(lines)
 
 
 def _at(frames: list[Frame]) -> str:

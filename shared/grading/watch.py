@@ -18,7 +18,7 @@ def watch_lab(console: Console, request: Request) -> None:
     """Grade the open task, then whatever task's file is saved, until Ctrl-C."""
     import watchfiles
 
-    build_environments(request.lab, request.engine)
+    build_environments(request.lab, request.environment_engine)
     store = ResultStore()
     with Runner(store) as runner:
         _grade(console, runner, replace(request, tasks=[open_task(store, request)]))
