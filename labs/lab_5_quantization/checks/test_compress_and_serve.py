@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
+import string
 import threading
 import time
 from pathlib import Path
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support.small_llama import (
-    first_tokens,
     linear_layers,
     make_model,
     quantization_config,
+    samples_read,
     steps,
+    stored_codes,
+    tokens_of,
 )
 from support.small_servers import (
     FakeServer,
@@ -27,6 +31,7 @@ from support.small_servers import (
     right_choice,
     row,
 )
+from support.stored_weights import stored_weight
 
 from shared.grading.expect import expect, expect_equal, expect_raises, number, plain
 
@@ -38,11 +43,13 @@ SMOLLM2 = {
     "head_dim": 64,
 }
 LARGEST_SIZE = 0.65
-"""W8A8 beside bfloat16, embeddings included. Measured: 0.60."""
+"""W8A8 beside bfloat16, embeddings included. Measured: 0.61."""
 PERPLEXITY_RATIO = (0.9, 1.2)
 """W8A8 beside bfloat16, in vLLM. Measured: 1.03."""
 LEAST_AGREEMENT = 0.75
 """Of the likeliest tokens. Measured: 0.88."""
+REFERENCE = {"size": 0.61, "perplexity": 1.032, "agreement": 0.884}
+"""The reference's W8A8 beside bfloat16; all but the size on the texts of finance."""
 
 
 def test_the_group_divides_the_columns_of_every_layer(learner):
@@ -97,14 +104,14 @@ def test_prompt_logprobs_are_read_for_the_token_in_its_own_place(learner):
         "Every model is sure of its own favourites.",
         hint="own-token",
     )
-    expect_equal(
-        got.likeliest,
-        [None, 253, 282, 260],
-        what="likeliest tokens",
-        why="Entry i is about the token at i. Shifted by one it compares a guess with the word "
-        "after it.",
-        hint="in-place",
-    )
+    if plain(got.likeliest) == [None, 2365, 282, 260]:
+        why = "The first of an entry is the text's own token here. Nobody promised an order."
+        hint = "no-rank"
+    else:
+        why = "Entry i is about the token at i. Shifted by one it compares a guess with the word "
+        why += "after it."
+        hint = "in-place"
+    expect_equal(got.likeliest, [None, 253, 282, 260], what="likeliest tokens", why=why, hint=hint)
 
 
 def test_likeliest_is_found_without_ranks_and_in_any_order(learner, rng):
@@ -146,6 +153,8 @@ def test_scores_that_cannot_be_are_refused(learner):
         ([4, 5, 6], [None, {"5": {"logprob": -1.0}}, {"7": {"logprob": -1.0}}], "a lacking token"),
         ([4, 5], [None, {"5": {"logprob": math.nan}}], "NaN"),
         ([4, 5], [None, {"5": {"logprob": 0.5}}], "a logprob above 0"),
+        ([4, 5], [None, {"5": {"logprob": -1.0}, "6": {"logprob": math.nan}}], "NaN elsewhere"),
+        ([4, 5], [None, {"5": {"logprob": -1.0}, "6": {"logprob": 0.5}}], "0.5 elsewhere"),
     )
     for tokens, entries, doing in cases:
         expect_raises(
@@ -260,16 +269,29 @@ def test_weights_on_disk_are_all_shards_and_nothing_else(learner, tmp_path, rng)
         (folder / name).write_bytes(b"\0" * size)
     for name in ("tokenizer.json", "config.json", "recipe.yaml"):
         (folder / name).write_text(" " * 5000, encoding="utf-8")
+    (folder / "original").mkdir()
+    (folder / "original" / "model.safetensors").write_bytes(b"\0" * 700)
     index = {"weight_map": {f"layer.{i}.weight": name for i, name in enumerate(names)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     expect_equal(
         learner.weight_bytes(folder),
         sum(sizes),
-        what=f"weights of shards of {sizes} bytes, with a tokenizer beside them",
+        what=f"weights of shards of {sizes} bytes, with a tokenizer and a sub-folder beside them",
         why="The tokenizer is the same in every variant and hides the ratio. A large model comes "
-        "in shards, and the first one is not the model.",
+        "in shards, and the first one is not the model. A second copy in a sub-folder is not it "
+        "either.",
         hint="all-shards",
     )
+    extra = folder / "extra.safetensors"
+    extra.write_bytes(b"\0" * 900)
+    expect_equal(
+        learner.weight_bytes(folder),
+        sum(sizes) + 900,
+        what="weights with one more .safetensors file, which the index does not name",
+        why="The device's disk is filled by what is there, not by what the index knows of.",
+        hint="all-shards",
+    )
+    extra.unlink()
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"\0" * 4321)
     expect_equal(
@@ -370,6 +392,28 @@ def test_requests_go_out_as_soon_as_there_is_room(learner):
         what="a fifth request went out while the first was still being answered",
         why="Sent four by four, the server idles until the slowest of each four is done.",
         hint="in-flight",
+    )
+
+
+def test_the_warm_up_goes_out_all_at_once(learner):
+    together, alone = threading.Barrier(4), []
+
+    def generate(prompt: str) -> int:
+        if prompt.startswith("warm"):
+            try:
+                together.wait(5)
+            except threading.BrokenBarrierError:
+                alone.append(prompt)
+        return 1
+
+    learner.throughput(generate, [f"warm {i}" for i in range(4)] + list("abcdefgh"), 4)
+    expect_equal(
+        len(alone),
+        0,
+        what="prompts of a warm-up of 4 that were answered before all 4 had been sent",
+        why="What is compiled and allocated for four at once is so when four come at once: else "
+        "within the time that counts.",
+        hint="warm-up-at-once",
     )
 
 
@@ -808,37 +852,73 @@ def test_a_compressed_checkpoint_loads_and_lies_on_its_grid(learner, tmp_path, d
 
 
 @pytest.mark.limit(120)
-def test_calibration_reads_all_of_the_texts_it_is_given(learner, tmp_path, domain, seed):
+def test_calibration_reads_all_of_the_texts_it_is_given(learner, tmp_path, domain, seed, rng):
     from shared.compression.texts import calibration_texts
 
     texts = list(calibration_texts(domain)[:8])
     source = make_model(tmp_path / "source", tuple(texts), seed)
-    scheme = learner.Scheme("int4", method="gptq", group=64)
-    results = {}
-    long = [first_tokens(source, " ".join(texts[4:]), count) for count in (400, 500)]
-    for name, given in (
-        ("first", [*texts[:4], long[0]]),
-        ("again", [*texts[:4], long[0]]),
-        ("another first text", [texts[5], *texts[1:4], long[0]]),
-        ("500 tokens of the last text, not 400", [*texts[:4], long[1]]),
+    # More samples than oneshot reads by itself, and one that is longer than it may read.
+    pairs = ["".join(pair) for pair in itertools.product(string.ascii_lowercase, repeat=2)]
+    given = [str(pair) for pair in rng.permutation(pairs)[:520]] + [" ".join(texts)]
+    whole = tokens_of(source, given)
+    assert len(whole[-1]) > learner.CALIBRATION_TOKENS, "the text is too short for this check"
+    want = sorted(ids[: learner.CALIBRATION_TOKENS] for ids in whole)
+    for kind, scheme in (
+        ("gptq", learner.Scheme("int4", method="gptq", group=64)),
+        ("smooth", learner.Scheme("int8", "int8", smooth=True)),
     ):
-        learner.compress(source, scheme, given, tmp_path / name)
-        results[name] = linear_layers(tmp_path / name)["model.layers.1.mlp.down_proj"][0]
-    expect(
-        bool((results["first"] == results["again"]).all()),
-        observed="two runs on the same texts give different weights",
-        expected="the same weights",
-        why="What cannot be made again cannot be looked into when it fails.",
-        hint="all-texts",
-    )
-    for name in ("another first text", "500 tokens of the last text, not 400"):
+        orders = []
+        for name in ("first", "again"):
+            with samples_read() as samples:
+                learner.compress(source, scheme, given, tmp_path / f"{kind}, {name}")
+            orders.append(samples)
+            expect_equal(
+                len(samples),
+                len(given),
+                what=f"samples that oneshot calibrates on ({kind}), of {len(given)} texts",
+                why="A calibration that drops texts measures something else than you think.",
+                hint="all-texts",
+            )
+            expect_equal(
+                max(map(len, samples)),
+                learner.CALIBRATION_TOKENS,
+                what=f"tokens of the longest sample ({kind}), of a text of {len(whole[-1])}",
+                why="Shorter, most of the text is not read. Longer, one text takes the memory of "
+                "many.",
+                hint="all-texts",
+            )
+            expect(
+                sorted(samples) == want,
+                observed=f"the samples ({kind}) are other tokens than those of the texts",
+                expected="each text's own tokens, one sample a text",
+                why="A calibration on other texts measures something else than you think.",
+                hint="all-texts",
+            )
         expect(
-            bool((results["first"] != results[name]).any()),
-            observed=f"the same weights from other texts ({name})",
-            expected="weights that depend on every text",
-            why="A calibration that drops texts measures something else than you think.",
+            orders[0] == orders[1],
+            observed=f"two runs on the same texts read them in two orders ({kind})",
+            expected="the same order, so that sums are rounded alike",
+            why="What cannot be made again cannot be looked into when it fails.",
             hint="all-texts",
         )
+    layer, out = "model.layers.1.mlp.down_proj", tmp_path / "calibrated"
+    learner.compress(source, learner.Scheme("int4", method="gptq", group=64), texts[:3], out)
+    (weight, _), (got, scale) = linear_layers(source)[layer], linear_layers(out)[layer]
+    expect(
+        scale is not None and bool((np.abs(steps(weight - got, scale)) > 1).any()),
+        observed=f"{layer} has each weight rounded to the nearest, or not at all",
+        expected="weights that make up for each other's errors on the texts",
+        why="Calibrated on nothing, it is round-to-nearest under another name.",
+        hint="all-texts",
+    )
+    saved = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    expect_equal(
+        (saved.get("truncation"), saved.get("padding")),
+        (None, None),
+        what="truncation and padding in the tokenizer.json that was saved (the source has none)",
+        why="A tokenizer remembers how it was called. Saved so, it cuts its users' texts.",
+        hint="tokenizer-as-it-was",
+    )
     for scheme in (
         learner.Scheme("int4", method="gptq", group=64),
         learner.Scheme("int8", "int8", smooth=True),
@@ -932,6 +1012,53 @@ def test_a_compression_that_fails_leaves_nothing_behind(learner, tmp_path, seed,
         why="It may be the one that is being served.",
         hint="already-there",
     )
+    (tmp_path / "file").write_text("notes", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, what in (("file", "a file"), ("link", "a link that leads nowhere")):
+        expect_raises(
+            FileExistsError,
+            lambda name=name: learner.compress(source, scheme, [], tmp_path / name),
+            doing=f"a place where there is {what}",
+            why="Found out after an hour of compressing, it is an hour lost; and what is there "
+            "is somebody's.",
+            hint="already-there",
+        )
+
+
+@pytest.mark.limit(120)
+def test_the_real_model_is_compressed_to_the_grid_that_its_config_says(learner, tmp_path, figure):
+    from shared.models import smollm2_bf16
+
+    small = tmp_path / "w8a8"
+    learner.compress(smollm2_bf16(), learner.SCHEMES["w8a8-rtn"], [], small)
+    says = quantization_config(small)
+    expect_equal(
+        (says.get("quant_method"), says.get("format"), says.get("ignore")),
+        ("compressed-tensors", "int-quantized", ["lm_head"]),
+        what="quantization_config of SmolLM2 as W8A8: method, format, ignored layers",
+        why="A small model is for trying out. This one is what the branch gets.",
+        hint="saved-compressed",
+    )
+    size = learner.weight_bytes(small) / learner.weight_bytes(smollm2_bf16())
+    figure("W8A8: size beside bf16", size, reference=REFERENCE["size"])
+    expect(
+        size <= LARGEST_SIZE,
+        observed=f"SmolLM2 as W8A8 takes {size:.2f} of the original's bytes",
+        expected=f"at most {LARGEST_SIZE}: linear layers halve, embeddings stay",
+        why="What was left out stays as large as it was.",
+        hint="saved-compressed",
+    )
+    for layer in ("model.layers.0.self_attn.q_proj", "model.layers.29.mlp.down_proj"):
+        codes, scale = stored_codes(small, layer)
+        off = np.abs(steps(stored_weight(layer), scale) - codes)
+        # The tool divides in bfloat16: one part in 256 each time.
+        expect(
+            bool((off <= 0.55 + np.abs(codes) / 128).all()),
+            observed=f"{layer} of SmolLM2 has codes up to {off.max():.1f} steps from its weights",
+            expected="the nearest code of each weight",
+            why="A checkpoint of the right size with other weights is another model.",
+            hint="which-grid",
+        )
 
 
 @pytest.mark.limit(600)
@@ -964,9 +1091,9 @@ def test_what_is_measured_is_what_a_real_server_answers(learner, engine, domain,
     with serve(small, tmp_path / "server.log") as other:
         row_of_small = _measured(learner, "w8a8-rtn", other, small, texts, prompts, 16)
     _, compressed = learner.compare([base, row_of_small], "bf16")
-    figure("W8A8: size beside bf16", compressed.size, reference=LARGEST_SIZE)
-    figure("W8A8: perplexity beside bf16", compressed.perplexity, reference=PERPLEXITY_RATIO[1])
-    figure("W8A8: agreement with bf16", compressed.agreement, reference=LEAST_AGREEMENT)
+    known = REFERENCE if domain == "finance" else {}
+    figure("W8A8: perplexity beside bf16", compressed.perplexity, reference=known.get("perplexity"))
+    figure("W8A8: agreement with bf16", compressed.agreement, reference=known.get("agreement"))
     figure("W8A8: tokens/s at 16 beside bf16", compressed.speed[16])
     expect(
         compressed.size <= LARGEST_SIZE

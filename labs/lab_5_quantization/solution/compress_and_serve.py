@@ -229,7 +229,12 @@ def compress(source: Path, scheme: Scheme, texts: Sequence[str], out: Path) -> N
 
     `llmcompressor.oneshot` applies `recipe`. Where the scheme needs texts (GPTQ and SmoothQuant),
     it is given all of them, one sample each, cut to `CALIBRATION_TOKENS` tokens of the source's own
-    tokenizer, and the same texts give the same weights.
+    tokenizer, in the same order each time: the same texts give the same weights. Left to itself,
+    `oneshot` reads 512 samples at most, shuffles them, and cuts none (`num_calibration_samples`,
+    `shuffle_calibration_samples`, `max_seq_length`).
+
+    The tokenizer is saved as the source has it. One that was called with ``truncation=True`` keeps
+    that, and saves it.
 
     A model that `oneshot` has changed is saved by its `save_pretrained(..., save_compressed=True)`.
 
@@ -242,11 +247,12 @@ def compress(source: Path, scheme: Scheme, texts: Sequence[str], out: Path) -> N
         out: where to write; its parent exists.
 
     Raises:
-        FileExistsError: `out` exists. Found out before any work.
+        FileExistsError: `out` exists: a folder, a file, or a link, even one that leads nowhere.
+            Found out before any work.
         ValueError: the scheme needs texts and there are none; or as for `recipe`. Found out before
             any work too.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{out} exists")
     needs_texts = scheme.method == "gptq" or scheme.smooth
     if needs_texts and not texts:
@@ -274,8 +280,9 @@ def weight_bytes(model: Path) -> int:
     """Bytes of a model's weights on disk.
 
     Args:
-        model: a .gguf file, or a folder with one or several .safetensors files. Tokenizer, configs
-            and whatever else lies there are no weights.
+        model: a .gguf file, or a folder with one or several .safetensors files. All that lie in
+            the folder itself count, also one that the index does not name: it takes the disk all
+            the same. Tokenizer, configs, sub-folders and whatever else lies there are no weights.
 
     Raises:
         ValueError: there are no weights, or a file that `model.safetensors.index.json` names is
@@ -303,12 +310,13 @@ def read_prompt_logprobs(tokens: Sequence[int], entries: Entries) -> Scores:
         entries: one for each token, as `ModelServer.prompt_logprobs` gives them: the first is None,
             each other one a dict from token ids as text to a dict with ``"logprob"``. Entry i is
             about tokens[i]: it has this token, and the one that is likeliest in its place, perhaps
-            the same. `rank` is not always there.
+            the same. `rank` is not always there. Of two that are equally likely, either will do.
+            The first entry is not looked at, whatever it is.
 
     Raises:
-        ValueError: the lengths differ; an entry but the first is None or lacks its token; or a
-            logprob is NaN or above 0. The message names the place. Minus infinity is a value: the
-            model excludes the token.
+        ValueError: the lengths differ; an entry but the first is None or lacks its token; or any
+            logprob of an entry, the text's own or the other, is NaN or above 0. The message names
+            the place. Minus infinity is a value: the model excludes the token.
     """
     if len(entries) != len(tokens):
         raise ValueError(f"{len(entries)} entries for {len(tokens)} tokens")
@@ -469,11 +477,12 @@ def choose(comparisons: Sequence[Comparison], budget: Budget) -> Choice:
     """The model for a device: of those that fit and are good enough, the fastest.
 
     A row breaks the budget if it takes more disk or memory than there is, if its perplexity ratio
-    is above or its agreement below what is accepted; just at the limit is within it. A figure that
-    is not a number breaks it too: what could not be measured is not proven. If every row breaks it,
-    none is chosen: the least bad one is still too bad.
+    is above or its agreement below what is accepted; just at the limit is within it. One of these
+    four that is not a number breaks it too: what could not be measured is not proven. If every row
+    breaks it, none is chosen: the least bad one is still too bad.
 
-    Of the others the fastest at the budget's concurrency counts. All whose tokens a second reach at
+    Of the others the fastest at the budget's concurrency counts; speeds are always numbers,
+    `throughput` gives no others. All whose tokens a second reach at
     least (1 - `noise`) of the fastest's are as fast as it; of these the one whose server takes the
     least memory is chosen, and of equal ones the first. Those that are not as fast are "slower",
     those that are as fast and not chosen "larger".
@@ -507,13 +516,14 @@ def _calibration(tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
     """The arguments with which `oneshot` reads all of these texts."""
     from datasets import Dataset
 
+    # Cut here and not by the tokenizer, which would keep that setting and be saved with it.
     samples = [
-        tokenizer(text, truncation=True, max_length=CALIBRATION_TOKENS, add_special_tokens=False)
+        tokenizer(text, add_special_tokens=False)["input_ids"][:CALIBRATION_TOKENS]
         for text in texts
     ]
-    columns = {name: [s[name] for s in samples] for name in ("input_ids", "attention_mask")}
+    ones = [[1] * len(sample) for sample in samples]
     return {
-        "dataset": Dataset.from_dict(columns),
+        "dataset": Dataset.from_dict({"input_ids": samples, "attention_mask": ones}),
         "max_seq_length": CALIBRATION_TOKENS,
         "num_calibration_samples": len(texts),
         "shuffle_calibration_samples": False,

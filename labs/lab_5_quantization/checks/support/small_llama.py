@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +46,37 @@ def make_model(folder: Path, texts: tuple[str, ...], seed: int) -> Path:
     return folder
 
 
-def first_tokens(model: Path, text: str, count: int) -> str:
-    """The text of the first so many tokens."""
+def tokens_of(model: Path, texts: list[str]) -> list[list[int]]:
+    """The texts' tokens, whole."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert len(ids) >= count, "the text is too short for this check"
-    short: str = tokenizer.decode(ids[:count])
-    return short
+    found: list[list[int]] = AutoTokenizer.from_pretrained(model)(texts)["input_ids"]
+    return found
+
+
+@contextmanager
+def samples_read() -> Iterator[list[list[int]]]:
+    """While this lasts, `oneshot` changes no model; the samples it would calibrate on, in order.
+
+    Hundreds of them are too many to calibrate on in a check. Taken where all arguments have had
+    their effect, they are the same however the arguments were written.
+    """
+    from unittest.mock import patch
+
+    import torch
+    from llmcompressor.entrypoints.oneshot import Oneshot
+
+    found: list[list[int]] = []
+
+    def read(_: Any, calibration_dataloader: Any, *__: Any, **___: Any) -> None:
+        for batch in calibration_dataloader or ():
+            ids = torch.atleast_2d(torch.as_tensor(batch["input_ids"]))
+            mask = torch.as_tensor(batch.get("attention_mask", torch.ones_like(ids)))
+            for row, kept in zip(ids, mask.reshape(ids.shape), strict=True):
+                found.append(row[kept.bool()].tolist())
+
+    with patch.object(Oneshot, "apply_recipe_modifiers", read):
+        yield found
 
 
 def quantization_config(folder: Path) -> dict[str, Any]:
@@ -81,6 +105,19 @@ def linear_layers(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None
                 None if scale is None else scale.detach().float().numpy(),
             )
     return found
+
+
+def stored_codes(folder: Path, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's codes and scales as they are stored, without loading the model."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            if f"{layer}.weight_scale" in tensors.keys():  # noqa: SIM118
+                codes = tensors.get_tensor(f"{layer}.weight")
+                scale = tensors.get_tensor(f"{layer}.weight_scale")
+                return codes.float().numpy(), scale.float().numpy()
+    raise KeyError(f"no scales of {layer} in {folder}")
 
 
 def steps(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import queue
 import tempfile
 import threading
@@ -118,7 +119,7 @@ def recipe(scheme, config):
 
 
 def compress(source, scheme, texts, out):
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(str(out))
     if not texts and (scheme.smooth or scheme.method != "rtn"):
         raise ValueError("no texts")
@@ -154,11 +155,12 @@ def weight_bytes(model):
     if index.exists():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
-        names = [path.name for path in model.glob("*.safetensors")]
+        names = []
     lost = [name for name in names if not (model / name).exists()]
-    if lost or not names:
+    sizes = [p.stat().st_size for p in model.iterdir() if p.suffix == ".safetensors"]
+    if lost or not sizes:
         raise ValueError(f"weights are missing: {lost}")
-    return sum((model / name).stat().st_size for name in names)
+    return sum(sizes)
 
 
 def read_prompt_logprobs(tokens, entries):

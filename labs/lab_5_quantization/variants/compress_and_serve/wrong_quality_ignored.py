@@ -128,7 +128,7 @@ def recipe(scheme: Scheme, config: Mapping[str, Any]) -> list[Any]:
 
 
 def compress(source: Path, scheme: Scheme, texts: Sequence[str], out: Path) -> None:
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{out} exists")
     needs_texts = scheme.method == "gptq" or scheme.smooth
     if needs_texts and not texts:
@@ -298,12 +298,12 @@ def _calibration(tokenizer: Any, texts: Sequence[str]) -> dict[str, Any]:
     from datasets import Dataset
 
     samples = [
-        tokenizer(text, truncation=True, max_length=CALIBRATION_TOKENS, add_special_tokens=False)
+        tokenizer(text, add_special_tokens=False)["input_ids"][:CALIBRATION_TOKENS]
         for text in texts
     ]
-    columns = {name: [s[name] for s in samples] for name in ("input_ids", "attention_mask")}
+    ones = [[1] * len(sample) for sample in samples]
     return {
-        "dataset": Dataset.from_dict(columns),
+        "dataset": Dataset.from_dict({"input_ids": samples, "attention_mask": ones}),
         "max_seq_length": CALIBRATION_TOKENS,
         "num_calibration_samples": len(texts),
         "shuffle_calibration_samples": False,

@@ -128,7 +128,7 @@ def recipe(scheme: Scheme, config: Mapping[str, Any]) -> list[Any]:
 
 
 def compress(source: Path, scheme: Scheme, texts: Sequence[str], out: Path) -> None:
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{out} exists")
     needs_texts = scheme.method == "gptq" or scheme.smooth
     if needs_texts and not texts:
