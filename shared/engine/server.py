@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import psutil
+
 from shared.engine.errors import EngineError
 from shared.engine.launch import Kind, LaunchSpec, Plan
 from shared.engine.loopback import get
@@ -83,13 +85,17 @@ class Engine:
         return self.plan.spec(port)
 
     def to_json(self) -> str:
-        """Text from which `from_json` makes the same engine in another process."""
-        return json.dumps(asdict(self))
+        """Text from which `from_json` makes the same engine in another process.
+
+        It says, too, how much memory the server holds now, for processes that cannot see it.
+        """
+        return json.dumps(asdict(self) | {"memory_bytes": _resident_bytes(self.pid)})
 
     @classmethod
     def from_json(cls, text: str) -> Engine:
         """The inverse of `to_json`."""
         values = json.loads(text)
+        values.pop("memory_bytes", None)
         values["process"] = ProcessId(**values["process"])
         values["kv"] = KVCacheReport(**values["kv"])
         values["plan"] = Plan(**values["plan"])
@@ -99,3 +105,12 @@ class Engine:
 def family(kind: str) -> str:
     """``"vllm"`` or ``"portable"``: whose metrics and log format it is."""
     return "portable" if kind == "portable" else "vllm"
+
+
+def _resident_bytes(pid: int) -> int:
+    """What a process and its children hold; 0 when it is gone."""
+    try:
+        server = psutil.Process(pid)
+        return sum(p.memory_info().rss for p in [server, *server.children(recursive=True)])
+    except psutil.NoSuchProcess:
+        return 0
