@@ -179,6 +179,12 @@ def test_it_travels_to_another_process_as_text() -> None:
     assert again.counters() == engine.counters()
 
 
+def test_the_text_says_what_the_server_holds_for_those_who_cannot_see_it() -> None:
+    engine = ensure_engine("portable")
+    told = json.loads(engine.to_json())["memory_bytes"]
+    assert told > Path(engine.plan.model_path).stat().st_size / 2
+
+
 def test_a_second_server_can_be_started_from_its_launch_spec() -> None:
     engine = ensure_engine("portable")
     port = free_port()
